@@ -1,0 +1,65 @@
+# Every target sets up .venv first, once; only Python 3.11+, pip, venv and make are needed beforehand.
+# ARGS is passed on: make quickstart ARGS="seed=1", make test ARGS="-k hawk".
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+RUNS := $(or $(INTERNAL_RL_RUNS),runs)
+GRID := $(RUNS)/reproduce-grid
+GRID_SEEDS := 100 101 102 103 104
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart reproduce-grid smoke test test-slow lint types lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
+
+setup: $(INSTALLED)  ## create .venv with the pinned packages, and internal_rl and envs importable
+
+# The .pth file puts this directory on the path of .venv: an editable install that needs no build backend.
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
+	  echo "Name a newer one: PYTHON=python3.12 make $(or $(MAKECMDGOALS),setup)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(PY) -c 'import os, sysconfig; site = sysconfig.get_path("purelib"); \
+	  open(os.path.join(site, "internal_rl.pth"), "w").write(os.path.relpath(".", site) + "\n")'
+	@touch $@
+
+quickstart: setup  ## the whole pipeline on the small grid world
+	$(PY) scripts/pipeline.py experiment=quickstart $(ARGS)
+
+reproduce-grid: setup  ## the quickstart over seeds 100 to 104, then their table; call again to resume
+	@for seed in $(GRID_SEEDS); do \
+	  echo "== seed $$seed, into $(GRID)/seed-$$seed"; \
+	  $(PY) scripts/pipeline.py experiment=quickstart seed=$$seed run_dir="$(GRID)/seed-$$seed" $(ARGS) || exit 1; \
+	done
+	$(PY) scripts/aggregate.py "$(GRID)"
+
+smoke: setup  ## every stage of the pipeline for a few steps, in a temporary directory
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT INT TERM && \
+	  $(PY) scripts/pipeline.py experiment=smoke run_dir="$$dir/smoke" $(ARGS)
+
+test: setup  ## the tests that take seconds
+	$(PY) -m pytest $(ARGS)
+
+test-slow: setup  ## the tests that take minutes
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: setup  ## style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup  ## static types
+	$(PY) -m basedpyright
+
+lock:  ## pin pyproject.toml in requirements.txt (needs uv; newer versions: ARGS=--upgrade)
+	@command -v uv >/dev/null || { echo "error: uv is not installed: pip install uv" >&2; exit 1; }
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header \
+	  --quiet --output-file requirements.txt $(ARGS)
+
+clean:  ## remove .venv and caches; keeps runs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

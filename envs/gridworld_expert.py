@@ -1,0 +1,107 @@
+"""The exact shortest-path expert of the grid world, and the two exact yardsticks of its behaviour.
+
+The expert knows the hidden task; dynamic programming gives every optimal action and it plays one of them
+uniformly. `bayes_log_prob` and `oracle_log_prob` score its labels as the best possible predictors would: one
+that knows the task set but not the task, one that is told the current subgoal.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.gridworld import UNREACHABLE, GridState, GridWorld
+
+NoiseKind = Literal["none", "epsilon", "injection"]
+
+
+@struct.dataclass
+class GridPlan:
+    """The solved layout of one episode.
+
+    next_cells: int32 [G * G, 4]. expert: float32 [O, G * G, 4], the expert's action probabilities for each goal.
+    executed: float32, the same after noise. labels: float32, the same for the recorded label.
+    """
+
+    next_cells: jax.Array
+    expert: jax.Array
+    executed: jax.Array
+    labels: jax.Array
+
+
+class GridExpert:
+    """Uniform over optimal actions, with noise of probability `noise` a step.
+
+    A noisy step executes a uniformly drawn action among those that enter no colour and leave every colour
+    within reach, so noise never ends an episode nor advances the task. With "epsilon" the label is the
+    executed action; with "injection" (DART) the label stays what the expert would have done. Where there is
+    no such action there is no noise.
+    """
+
+    def __init__(self, env: GridWorld, noise: float = 0.0, kind: NoiseKind = "none"):
+        if not 0 <= noise < 1:
+            raise ValueError(f"collect.noise={noise} is a probability; use a value in [0, 1)")
+        self.env, self.kind = env, kind
+        self.noise = 0.0 if kind == "none" else noise
+
+    def plan(self, state: GridState) -> GridPlan:
+        """Solve the layout of `state`."""
+        env = self.env
+        next_cells = env.next_cells(state.objects)
+        distances = env.map_distances[state.map_index] if env.num_maps else env.distances(state.objects)
+        after = distances[:, next_cells]  # [O, C, 4]
+        colours = state.objects[: env.num_colours]
+        enters = next_cells[..., None] == colours  # [C, 4, O]
+        moves = next_cells != jnp.arange(env.num_cells)[:, None]
+        enters_other = enters.any(-1) & ~jnp.moveaxis(enters, -1, 0)  # [O, C, 4]
+        optimal = moves & ~enters_other & (after == distances[..., None] - 1) & (after < UNREACHABLE)
+        expert = optimal / jnp.maximum(optimal.sum(-1, keepdims=True), 1)
+        harmless = (distances < UNREACHABLE).all(0)[next_cells]  # no noise into a pocket behind a colour
+        safe = harmless & ~(enters.any(-1) & moves)
+        count = safe.sum(-1, keepdims=True)
+        random = safe / jnp.maximum(count, 1)
+        executed = jnp.where(count > 0, (1 - self.noise) * expert + self.noise * random, expert)
+        labels = executed if self.kind == "epsilon" else expert
+        return GridPlan(next_cells=next_cells, expert=expert, executed=executed, labels=labels)
+
+    def act(self, key: jax.Array, plan: GridPlan, state: GridState) -> tuple[jax.Array, jax.Array]:
+        """Draw (executed action, recorded label), int32 scalars."""
+        executed_key, label_key = jax.random.split(key)
+        subgoal = state.pinpad.subgoal
+        executed = jax.random.categorical(executed_key, jnp.log(plan.executed[subgoal, state.agent]))
+        if self.kind == "epsilon":
+            return executed, executed
+        # The label is drawn anew: given the state, what the expert says does not depend on the noise.
+        label = jax.random.categorical(label_key, jnp.log(plan.expert[subgoal, state.agent]))
+        if self.kind == "injection":
+            return executed, label
+        return executed, executed
+
+    def oracle_log_prob(self, plan: GridPlan, cells: jax.Array, labels: jax.Array, subgoals: jax.Array) -> jax.Array:
+        """Log-probability of each label given the current subgoal. cells, labels, subgoals: [T] -> [T]."""
+        return jnp.log(plan.labels[subgoals, cells, labels])
+
+    def bayes_log_prob(self, plan: GridPlan, objects: jax.Array, cells: jax.Array, labels: jax.Array) -> jax.Array:
+        """Log-probability of each label under the exact posterior over tasks given o_{1:t}.
+
+        objects [O + W], cells [T + 1], labels [T] -> [T]. The filter runs over the states of the task automaton.
+        It sees positions, not actions: a displacement is explained by every action that causes it (all bumps
+        look alike), by the noise as well as by the expert; what it predicts is the label.
+        """
+        tasks = self.env.tasks
+        subgoal, transition = jnp.asarray(tasks.subgoal), jnp.asarray(tasks.transition, jnp.float32)
+
+        def advance(belief, step):
+            cell, next_cell, label = step
+            log_prob = jnp.log(belief @ plan.labels[subgoal, cell, label])
+            same_move = plan.next_cells[cell] == next_cell
+            belief = belief * (plan.executed[subgoal, cell] @ same_move)
+            entered = self.env.colour_entered(objects, cell, next_cell)
+            belief = jnp.where(entered >= 0, belief @ transition, belief)
+            total = belief.sum()
+            return jnp.where(total > 0, belief / total, belief), log_prob
+
+        steps = (cells[:-1], cells[1:], labels)
+        _, log_probs = jax.lax.scan(advance, jnp.asarray(tasks.initial, jnp.float32), steps)
+        return log_probs

@@ -1,0 +1,108 @@
+"""Task sets as data: each is a hidden Markov automaton that emits the colours to visit.
+
+A list of tasks (Table A1) and a grammar (ring) are the same thing here, so one sampler and one exact
+Bayes filter serve both.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Table A1, the pretraining tasks of gridworld-pinpad; the pairs 0-1, 2-3, 4-5, 6-7 are its abstract subgoals.
+TABLE_A1 = (
+    "0-1-4-5-0-1,0-1-4-5-2-3,0-1-6-7-2-3,2-3-0-1-4-5,2-3-6-7-2-3,2-3-6-7-4-5,4-5-0-1-4-5,4-5-0-1-6-7,"
+    "4-5-2-3-6-7,6-7-2-3-0-1,6-7-2-3-6-7,6-7-4-5-0-1,0-1-6-7-4-5,2-3-0-1-6-7,4-5-2-3-0-1,6-7-4-5-2-3"
+)
+# The post-training task of gridworld-pinpad: each of its pair transitions is absent from Table A1.
+POST_TRAINING_A1 = "0-1-2-3-4-5-6-7-0-1-2-3"
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """A distribution over colour sequences.
+
+    subgoal: int32 [S], the colour each automaton state asks for.
+    initial: float64 [S], sums to 1.
+    transition: float64 [S, S]; a row sums to 1, or to 0 where the task ends with that state.
+    """
+
+    num_colours: int
+    length: int
+    subgoal: np.ndarray
+    initial: np.ndarray
+    transition: np.ndarray
+
+    def sample(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One task: colours int32 [length] padded with -1, and how many of them count."""
+        subgoal, transition = jnp.asarray(self.subgoal), jnp.log(jnp.asarray(self.transition, jnp.float32))
+        first, *rest = jax.random.split(key, self.length)
+        state = jax.random.categorical(first, jnp.log(jnp.asarray(self.initial, jnp.float32)))
+        alive = jnp.bool_(True)
+        colours = [subgoal[state]]
+        for step_key in rest:
+            alive &= jnp.isfinite(transition[state]).any()
+            state = jnp.where(alive, jax.random.categorical(step_key, transition[state]), state)
+            colours.append(jnp.where(alive, subgoal[state], -1))
+        task = jnp.stack(colours)
+        return task, jnp.sum(task >= 0)
+
+    @cached_property
+    def transitions(self) -> np.ndarray:
+        """bool [num_colours, num_colours]: which colour may directly follow which."""
+        colour = np.eye(self.num_colours)[self.subgoal]
+        return colour.T @ (self.transition > 0) @ colour > 0
+
+
+def from_sequences(sequences: list[list[int]], num_colours: int) -> TaskSet:
+    """The uniform distribution over explicit colour sequences."""
+    states = [(task, position) for task, sequence in enumerate(sequences) for position in range(len(sequence))]
+    index = {state: i for i, state in enumerate(states)}
+    initial, transition = np.zeros(len(states)), np.zeros((len(states), len(states)))
+    for (task, position), i in index.items():
+        if position == 0:
+            initial[i] = 1 / len(sequences)
+        if (task, position + 1) in index:
+            transition[i, index[task, position + 1]] = 1
+    subgoal = np.array([sequences[task][position] for task, position in states], np.int32)
+    return TaskSet(num_colours, max(map(len, sequences)), subgoal, initial, transition)
+
+
+def ring(num_colours: int, length: int) -> TaskSet:
+    """After colour k any colour but k and k + 1 (modulo the ring) follows, uniformly; any colour comes first."""
+    if num_colours < 3:
+        raise ValueError(f"env.tasks: a ring needs at least 3 colours, got env.num_colours={num_colours}")
+    colours = np.arange(num_colours)
+    step = (colours[None] - colours[:, None]) % num_colours
+    allowed = (step != 0) & (step != 1)
+    successors = allowed / allowed.sum(1, keepdims=True)
+    transition = np.kron(np.eye(length, k=1), successors)
+    initial = np.zeros(length * num_colours)
+    initial[:num_colours] = 1 / num_colours
+    return TaskSet(num_colours, length, np.tile(colours, length).astype(np.int32), initial, transition)
+
+
+def parse(spec: str, num_colours: int) -> TaskSet:
+    """Read a task set: "table_a1", "post_training_a1", "ring:LENGTH", or sequences "0-1-2,2-1-0".
+
+    Raises ValueError naming the config key for a malformed one, a colour that does not exist or a colour
+    that follows itself (a visited cell must be left first, so the expert would have no shortest path).
+    """
+    text = {"table_a1": TABLE_A1, "post_training_a1": POST_TRAINING_A1}.get(spec, spec)
+    if grammar := re.fullmatch(r"ring:([1-9]\d*)", text):
+        return ring(num_colours, int(grammar[1]))
+    if not re.fullmatch(r"\d+(-\d+)*(,\d+(-\d+)*)*", text):
+        raise ValueError(
+            f"env.tasks={spec!r} is not a task set; use table_a1, post_training_a1, ring:LENGTH or 0-1-2,2-1-0"
+        )
+    sequences = [[int(colour) for colour in task.split("-")] for task in text.split(",")]
+    for sequence in sequences:
+        if max(sequence) >= num_colours:
+            raise ValueError(f"env.tasks={spec!r}: colour {max(sequence)} needs env.num_colours > {max(sequence)}")
+        if any(a == b for a, b in pairwise(sequence)):
+            raise ValueError(f"env.tasks={spec!r}: a colour may not follow itself")
+    return from_sequences(sequences, num_colours)

@@ -1,0 +1,1 @@
+"""Internal reinforcement learning: steer a frozen autoregressive policy through a learned latent."""

@@ -1,0 +1,1 @@
+"""Diagnostics: they say which stage fails when the effect does not show."""

@@ -1,0 +1,67 @@
+"""The recorded episode of the latent policy as a GIF."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from internal_rl.analysis.figures import MissingDataError
+
+TILE = 28  # pixels
+TIMELINE = 12
+STEP, SWITCH_STEP, LAST = 180, 500, 2_000  # milliseconds a frame is shown
+NEW_LATENT, SAME_LATENT, TO_COME = (255, 225, 0), (190, 190, 190), (60, 60, 60)
+COLOURS = 128
+
+
+def rollout_animation(rollout: Mapping[str, np.ndarray], env: Mapping[str, Any], path: Path) -> None:
+    """Write the episode with one frame a step, above a timeline; a new latent is marked in yellow.
+
+    rollout: objects [O + W] cells, task [K] and, a step, agent (cell), index (progress) and switch [L + 1].
+    env: settings of the grid world.
+
+    Raises:
+        MissingDataError: the environment has no picture, or MiniGrid is not installed.
+    """
+    from PIL import Image
+
+    frames, switch = _frames(rollout, env), rollout["switch"]
+    typical = frames[:: max(1, len(frames) // 8)] + [frames[step] for step in np.flatnonzero(switch)[:2]]
+    palette = Image.fromarray(np.concatenate(typical)).quantize(COLOURS)  # shared, so that no colour flickers
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [SWITCH_STEP if taken else STEP for taken in switch[:-1]] + [LAST]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+def _frames(rollout: Mapping[str, np.ndarray], env: Mapping[str, Any]) -> list[UInt8[np.ndarray, "H W 3"]]:
+    if env.get("name", "gridworld") != "gridworld":
+        raise MissingDataError("only the grid world has a picture")
+    try:
+        import minigrid  # noqa: F401  # `frame` draws with it
+    except ImportError as error:
+        raise MissingDataError("MiniGrid, which draws the grid, is not installed") from error
+    from envs.gridworld import GridWorld
+    from envs.gymnasium_adapter import frame
+
+    # `frame` reads two numbers of the world; a whole GridWorld would draw its maps anew, which takes seconds.
+    world = cast(GridWorld, SimpleNamespace(size=int(env["size"]), num_colours=int(env["num_colours"])))
+    switch, task = rollout["switch"], rollout["task"]
+    pictures = []
+    for step, (agent, index) in enumerate(zip(rollout["agent"], rollout["index"], strict=True)):
+        new_latent = bool(switch[step])
+        picture = frame(world, rollout["objects"], agent, task, int(index), TILE, highlight=new_latent)
+        pictures.append(np.concatenate([picture, _timeline(switch, step, picture.shape[1])]))
+    return pictures
+
+
+def _timeline(switch: Bool[np.ndarray, "L"], step: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A bar that fills up with time. It also makes all frames differ: a GIF would merge equal ones."""
+    bar = np.full((TIMELINE, width, 3), TO_COME, np.uint8)
+    edges = np.linspace(0, width, len(switch) + 1).astype(int)
+    for at in range(step + 1):
+        bar[2:-2, edges[at] : edges[at + 1]] = NEW_LATENT if switch[at] else SAME_LATENT
+    return bar

@@ -1,0 +1,80 @@
+"""What the latent encodes: codes by segment, decoded by nearest neighbour; plain NumPy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from internal_rl.analysis.switching import subgoal_changes
+
+
+@dataclass(frozen=True)
+class Codes:
+    """One latent for each true segment. latent: [N, Z], at the segment's last step; subgoal, place (the cell where
+    the subgoal lies, read off the visit that ends the segment), ordinal (0 for the first of an episode),
+    episode: [N]."""
+
+    latent: Float[np.ndarray, "N Z"]
+    subgoal: Int[np.ndarray, "N"]
+    place: Int[np.ndarray, "N"]
+    ordinal: Int[np.ndarray, "N"]
+    episode: Int[np.ndarray, "N"]
+
+
+def segment_codes(
+    latent: Float[np.ndarray, "B T Z"],
+    subgoal: Int[np.ndarray, "B T"],
+    target: Int[np.ndarray, "B T"],
+    mask: Bool[np.ndarray, "B T"],
+) -> Codes:
+    """Codes of the segments that were completed (their end is seen). target: the cell after each step."""
+    ordinal = np.cumsum(subgoal_changes(subgoal, mask), 1)
+    ends = np.zeros_like(mask)
+    ends[:, :-1] = subgoal_changes(subgoal, mask)[:, 1:]
+    episode, time = np.nonzero(ends)
+    pick = lambda x: x[episode, time]
+    return Codes(pick(latent), pick(subgoal), pick(target), pick(ordinal), episode)
+
+
+def nearest_neighbour_accuracy(codes: Codes, label: str) -> dict[str, float]:
+    """Share of codes whose nearest code from another half of the episodes has the same `label` (subgoal, place).
+
+    Keys: "all" and each segment's ordinal; "chance" is the share of the most frequent label.
+    """
+    values = getattr(codes, label)
+    reference, query = codes.episode % 2 == 0, codes.episode % 2 == 1
+    if not reference.any() or not query.any():
+        return {}
+    squared = (
+        np.square(codes.latent[query]).sum(1)[:, None]
+        - 2 * codes.latent[query] @ codes.latent[reference].T
+        + np.square(codes.latent[reference]).sum(1)
+    )
+    right = values[reference][squared.argmin(1)] == values[query]
+    ordinals = codes.ordinal[query]
+    _, counts = np.unique(values, return_counts=True)
+    scores = {"all": float(right.mean()), "chance": float(counts.max() / counts.sum())}
+    scores |= {str(k): float(right[ordinals == k].mean()) for k in np.unique(ordinals)}
+    return scores
+
+
+def same_subgoal_latents(
+    codes: Codes, subgoal: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"], rng: np.random.Generator
+) -> Float[np.ndarray, "B T Z"]:
+    """For each true segment the code of a segment of the same subgoal from another episode, held throughout.
+
+    Steps whose subgoal has no code elsewhere get zeros.
+    """
+    latents = np.zeros((*subgoal.shape, codes.latent.shape[-1]), np.float32)
+    ordinal = np.cumsum(subgoal_changes(subgoal, mask), 1)
+    by_subgoal = {k: np.flatnonzero(codes.subgoal == k) for k in np.unique(codes.subgoal)}
+    for episode in range(len(subgoal)):
+        for segment in range(ordinal[episode].max() + 1):
+            here = (ordinal[episode] == segment) & mask[episode]
+            if not here.any():
+                continue
+            pool = by_subgoal.get(subgoal[episode][here][0], np.array([], int))
+            pool = pool[codes.episode[pool] != episode]
+            if len(pool):
+                latents[episode][here] = codes.latent[rng.choice(pool)]
+    return latents

@@ -1,0 +1,337 @@
+"""The pictures of a run: of its report, of the README, and what training sends to W&B.
+
+Every function writes one file and raises MissingDataError where the run does not (yet) hold what it shows.
+Internal RL is blue and raw-action RL grey everywhere; subgoals have the colours of the grid world.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from internal_rl.analysis.switching import subgoal_changes
+
+INTERNAL, RAW, PALE, INK = "#0072B2", "#7F7F7F", "#A9CCE3", "#222222"
+ALGORITHMS = {"internal_rl": ("internal RL", INTERNAL), "raw_rl": ("raw-action RL", RAW)}
+# Key of the scores under "discovery" -> (label, colour). Blue: a latent that belongs to the subgoal.
+LATENT_SOURCES = {
+    "nll": ("posterior z", INTERNAL),
+    "nll_same_code": ("z of same\nsubgoal", INTERNAL),
+    "nll_prior": ("prior z", PALE),
+    "nll_permuted": ("permuted z", PALE),
+    "nll_zero": ("zero z", PALE),
+}
+YARDSTICKS = {
+    "base_nll": ("base model", "-"),
+    "bayes_nll": ("Bayes-optimal", "--"),
+    "oracle_nll": ("oracle (knows the task)", ":"),
+}
+TRANSITION_SOURCES = {
+    "base": ("base model alone", "#C4C4C4"),
+    "prior": ("prior z", PALE),
+    "same_code": ("z of that subgoal", INTERNAL),
+    "supervised": ("supervised controllers", "#E69F00"),
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#999999",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+DPI = 150
+GATE_EPISODES = 6
+MAX_POINTS = 1_500  # of a scatter plot
+MAX_LABELLED_BARS = 24  # more do not leave room for their values
+
+Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]  # x, y
+
+
+class MissingDataError(ValueError):
+    """A picture cannot be drawn; the message says what the run lacks."""
+
+
+# --- numbers behind the pictures --------------------------------------------------------------------------
+
+
+def curve(lines: Sequence[Mapping[str, Any]], axis: str, name: str) -> Curve:
+    """Values of one metric by its axis; where a resumed run holds an x twice, the later line counts."""
+    points = {line[axis]: line[name] for line in lines if name in line and axis in line}
+    x = sorted(points)
+    return np.array(x, float), np.array([points[at] for at in x], float)
+
+
+def success_curves(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[int, Curve]:
+    """Success over episodes of each seed of an RL stage, from the lines of metrics.jsonl."""
+    by_seed: dict[int, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        if line["stage"] == stage:
+            by_seed.setdefault(line.get("seed", 0), []).append(line)
+    curves = {seed: curve(by_seed[seed], "episodes", "success") for seed in sorted(by_seed)}
+    return {seed: points for seed, points in curves.items() if len(points[0])}
+
+
+def quartiles(curves: Mapping[int, Curve]) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "3 N"]]:
+    """Lower quartile, median and upper quartile over seeds, at every x that all of them have reached."""
+    shared = sorted(set.intersection(*(set(x.tolist()) for x, _ in curves.values())))
+    values = np.array([y[np.isin(x, shared)] for x, y in curves.values()])
+    return np.array(shared), np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+
+
+def principal_components(
+    points: Float[np.ndarray, "N Z"], count: int = 2
+) -> tuple[Float[np.ndarray, "N count"], Float[np.ndarray, "count"]]:
+    """Coordinates along the `count` directions of largest variance, and each one's share of the variance."""
+    centred = points - points.mean(0)
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:count].T, np.square(singular[:count]) / max(np.square(singular).sum(), 1e-12)
+
+
+def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """{source: {"from>to": probability}} of the unseen transitions, the supervised controllers' among them.
+
+    Where no latents were measured: all transitions that the controllers were measured on.
+    """
+    measured = discovery.get("unseen_transitions") or {}
+    shares = {name: dict(measured[name]) for name in TRANSITION_SOURCES if measured.get(name)}
+    unseen = set().union(*shares.values())
+    supervised: dict[str, list[float]] = {}
+    for key, share in (controllers.get("by_transition") or {}).items():
+        position, transition = key.split(": ")  # "1: 0>1", a transition may come twice in a task
+        if share is not None and position != "0" and (not unseen or transition in unseen):
+            supervised.setdefault(transition, []).append(share)
+    if supervised:
+        shares["supervised"] = {name: float(np.mean(values)) for name, values in supervised.items()}
+    return shares
+
+
+# --- drawing ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _canvas(path: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, **options: Any) -> Iterator[Any]:
+    """Figure and axes (or array of axes) of a new picture, written to `path` at the end of the block."""
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state, PNGs by Agg
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, figure.subplots(rows, columns, **options)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI)
+
+
+@cache
+def _palette() -> tuple[tuple[float, float, float], ...]:
+    """The grid's colours; ten others where MiniGrid is not installed (machines that only train)."""
+    try:
+        from envs.minigrid_pinpad import PALETTE
+    except ImportError:
+        from matplotlib import colormaps
+
+        return tuple(colormaps["tab10"](i)[:3] for i in range(10))
+    return tuple((r / 255, g / 255, b / 255) for r, g, b in PALETTE)
+
+
+def _subgoal_colour(subgoal: int) -> tuple[float, float, float]:
+    return _palette()[int(subgoal) % len(_palette())]
+
+
+def _outline(text: Any, width: float = 2.5) -> None:
+    """White rim, so that a text reads on whatever lies below."""
+    from matplotlib.patheffects import withStroke
+
+    text.set_path_effects([withStroke(linewidth=width, foreground="white")])
+
+
+def _thousands(axis: Any) -> None:
+    axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+
+
+def success_picture(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
+    """Success over episodes of both algorithms (seeds, median, quartile band); beside it the final tests."""
+    curves = {name: success_curves(lines, name) for name in ALGORITHMS}
+    tests = {name: (summary.get(name) or {}).get("success") or [] for name in ALGORITHMS}
+    drawn = [name for name in reversed(ALGORITHMS) if curves[name] or tests[name]]  # internal RL on top
+    if not drawn:
+        raise MissingDataError("neither internal RL nor raw-action RL has been run")
+    options = {"sharey": True, "width_ratios": [9, 1.3]}
+    with _canvas(path, (5.8, 3.8), 1, 2, **options) as (figure, (training, test)):
+        for name in drawn:
+            label, colour = ALGORITHMS[name]
+            for x, y in curves[name].values():
+                training.plot(x, y, color=colour, alpha=0.35, linewidth=0.9)
+            if curves[name]:
+                x, (low, median, high) = quartiles(curves[name])
+                training.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+                training.plot(x, median, color=colour, linewidth=2.4, label=label)
+            centre = -0.5 if name == "internal_rl" else 0.5
+            if tests[name]:
+                spread = 0.25 if len(tests[name]) > 1 else 0.0
+                at = np.linspace(centre - spread, centre + spread, len(tests[name]))
+                dots = {"s": 38, "color": colour, "edgecolor": "white", "linewidth": 0.8, "clip_on": False}
+                test.scatter(at, tests[name], zorder=3, label=None if curves[name] else label, **dots)
+        training.set(xlabel="episodes", ylabel="success rate", ylim=(-0.02, 1.02))
+        training.set_xlim(left=0)
+        training.grid(axis="y")
+        _thousands(training.xaxis)
+        test.set(xlim=(-1, 1), xticks=[], xlabel="final\ntest")
+        test.grid(axis="y")
+        test.tick_params(left=False)
+        figure.legend(loc="outside upper center", ncols=2)
+
+
+def base_picture(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
+    """Action NLL of the base model during pretraining against the Bayes filter and the oracle."""
+    ours = [line for line in lines if line["stage"] == "pretrain"]
+    train, valid = curve(ours, "step", "nll"), curve(ours, "step", "valid_nll")
+    if not len(train[0]) and not len(valid[0]):
+        raise MissingDataError("metrics.jsonl holds no line of stage pretrain")
+    last = {name: value for line in ours for name, value in line.items()} | (summary.get("base") or {})
+    with _canvas(path, (5.8, 3.8)) as (figure, axes):
+        axes.plot(*train, color=INTERNAL, alpha=0.35, linewidth=1, label="training batches")
+        axes.plot(*valid, color=INTERNAL, linewidth=2, marker="o", markersize=4, label="held-out episodes")
+        _yardstick_lines(axes, {name: last.get(name) for name in ("bayes_nll", "oracle_nll")})
+        axes.set(xlabel="gradient steps", ylabel="action NLL (nats a step)")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y")
+        _thousands(axes.xaxis)
+        figure.legend(loc="outside upper center", ncols=2)
+
+
+def _yardstick_lines(axes: Any, scores: Mapping[str, Any]) -> None:
+    for name, (label, style) in YARDSTICKS.items():
+        if scores.get(name) is not None:
+            axes.axhline(scores[name], color=INK, linestyle=style, linewidth=1.3, label=label, zorder=2.5)
+
+
+def gate_picture(
+    switch: Float[np.ndarray, "B T"],
+    subgoal: Int[np.ndarray, "B T"],
+    mask: Bool[np.ndarray, "B T"],
+    path: Path,
+) -> None:
+    """beta over time of the first episodes, over bands of the true subgoal; triangles mark its changes."""
+    count = min(GATE_EPISODES, len(switch))
+    changes = subgoal_changes(subgoal, mask)
+    with _canvas(path, (7.4, 0.5 + 0.75 * count), count, 1, sharex=True, squeeze=False) as (figure, axes):
+        for row, episode in zip(axes[:, 0], range(count), strict=True):
+            length = int(mask[episode].sum())
+            _gate_row(row, switch[episode, :length], subgoal[episode, :length], changes[episode, :length])
+        axes[-1, 0].set_xlim(-0.5, mask[:count].sum(1).max() - 0.5)
+        axes[-1, 0].set_xlabel("step")
+        figure.supylabel("switch \N{GREEK SMALL LETTER BETA}", fontsize=10)
+
+
+def _gate_row(
+    axes: Any, switch: Float[np.ndarray, "T"], subgoal: Int[np.ndarray, "T"], changes: Bool[np.ndarray, "T"]
+) -> None:
+    edges = [0, *np.flatnonzero(changes).tolist(), len(switch)]
+    for start, stop in pairwise(edges):
+        axes.axvspan(start - 0.5, stop - 0.5, color=_subgoal_colour(subgoal[start]), alpha=0.32, linewidth=0)
+        middle = (start + stop - 1) / 2
+        axes.text(middle, 0.52, str(subgoal[start]), ha="center", va="center", fontsize=9, color="#555555")
+    for start in edges[1:-1]:
+        axes.axvline(start - 0.5, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
+    axes.plot(edges[1:-1], np.full(len(edges) - 2, 1.14), "v", color=INK, markersize=5, clip_on=False)
+    time = np.arange(len(switch))
+    axes.fill_between(time, switch, step="mid", color=INTERNAL, alpha=0.45, linewidth=0)
+    axes.step(time, switch, where="mid", color=INTERNAL, linewidth=1.4)
+    axes.set(ylim=(0, 1.06), yticks=[0, 1])
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(bottom=False)
+
+
+def latent_picture(
+    latent: Float[np.ndarray, "N Z"], subgoal: Int[np.ndarray, "N"], ordinal: Int[np.ndarray, "N"], path: Path
+) -> None:
+    """Two principal components of the codes, coloured by subgoal and, beside it, by place in the episode."""
+    from matplotlib import colormaps
+
+    if len(latent) < 2:
+        raise MissingDataError("fewer than two completed segments have a code")
+    chosen = np.random.default_rng(0).permutation(len(latent))[:MAX_POINTS]  # mixed: none hides another
+    points, shares = principal_components(latent)
+    points, subgoal, ordinal = points[chosen], subgoal[chosen], ordinal[chosen]
+    ordinals = np.unique(ordinal)
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(ordinals)))
+    with _canvas(path, (7.4, 4.0), 1, 2, sharex=True, sharey=True) as (_, (left, right)):
+        colours = {int(k): _subgoal_colour(k) for k in np.unique(subgoal)}
+        _scatter(left, points, subgoal, colours, "subgoal pursued")
+        for k in colours:
+            middle = np.median(points[subgoal == k], axis=0)
+            _outline(left.text(*middle, str(k), ha="center", va="center", fontsize=12, weight="bold"), 3)
+        place = {int(k): tuple(shade) for k, shade in zip(ordinals, shades, strict=True)}
+        _scatter(right, points, ordinal, place, "how many subgoals came before")
+        for axes in (left, right):
+            axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)")
+        left.set_ylabel(f"component 2 ({shares[-1]:.0%})")
+
+
+def _scatter(axes: Any, points: np.ndarray, label: np.ndarray, colours: Mapping[int, Any], title: str) -> None:
+    axes.scatter(*points.T[:2], s=11, c=[colours[int(k)] for k in label], alpha=0.7, linewidth=0)
+    for k, colour in colours.items():
+        axes.scatter([], [], s=28, color=[colour], label=str(k))
+    axes.legend(
+        title=title, ncols=min(len(colours), 8), loc="lower center", bbox_to_anchor=(0.5, 1), handletextpad=0,
+        columnspacing=0.6,
+    )  # fmt: skip
+    axes.set(xticks=[], yticks=[])
+
+
+def nll_picture(discovery: Mapping[str, Any], path: Path) -> None:
+    """Action NLL of the steered base model with z from different sources, against the yardsticks."""
+    names = [name for name in LATENT_SOURCES if discovery.get(name) is not None]
+    if not names:
+        raise MissingDataError("summary.json holds no NLL of the discovery stage")
+    with _canvas(path, (5.8, 3.8)) as (figure, axes):
+        labels, colours = zip(*(LATENT_SOURCES[name] for name in names), strict=True)
+        bars = axes.bar(range(len(names)), [discovery[name] for name in names], color=colours, width=0.66)
+        for text in axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9):
+            text.set_zorder(4)
+            _outline(text)
+        _yardstick_lines(axes, discovery)
+        axes.set_xticks(range(len(names)), labels)
+        axes.set_ylabel("action NLL (nats a step)")
+        axes.margins(y=0.1)
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper center", ncols=3, handlelength=2.6, columnspacing=1.2)
+
+
+def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, Any], path: Path) -> None:
+    """Probability of each transition that never occurs in pretraining, by what steers the base model."""
+    shares = transition_shares(discovery, controllers)
+    if not shares:
+        raise MissingDataError("no transition was measured")
+    transitions = list(dict.fromkeys(name for source in shares.values() for name in source))
+    width = 0.84 / len(shares)
+    crowded = len(transitions) * len(shares) > MAX_LABELLED_BARS
+    with _canvas(path, (5.8, 3.8)) as (figure, axes):
+        for index, (source, values) in enumerate(shares.items()):
+            label, colour = TRANSITION_SOURCES[source]
+            at = np.arange(len(transitions)) + (index - (len(shares) - 1) / 2) * width
+            heights = [np.nan if values.get(name) is None else values[name] for name in transitions]
+            bars = axes.bar(at, heights, width * 0.92, color=colour, label=label)
+            texts = ["" if crowded or np.isnan(height) else f"{height:.0%}" for height in heights]
+            axes.bar_label(bars, texts, padding=2, fontsize=8)
+        arrows = [name.replace(">", " \N{RIGHTWARDS ARROW} ") for name in transitions]
+        axes.set_xticks(range(len(transitions)), arrows)
+        axes.tick_params(axis="x", bottom=False, rotation=60 if len(transitions) > 6 else 0)
+        axes.set(ylabel="probability", ylim=(0, 1.06), yticks=np.linspace(0, 1, 6))
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper center", ncols=2)

@@ -1,0 +1,58 @@
+"""How well switches match the changes of the hidden subgoal (Fig. 6); plain NumPy, after training."""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+TOLERANCE = 1  # steps
+THRESHOLD = 0.5
+MIDDLE = (0.1, 0.9)  # beta in here is neither a clear no nor a clear yes
+
+
+def subgoal_changes(subgoal: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T"]:
+    """Steps at which another subgoal holds than at the step before; never the first step."""
+    changes = np.zeros_like(mask)
+    changes[:, 1:] = (subgoal[:, 1:] != subgoal[:, :-1]) & mask[:, 1:]
+    return changes
+
+
+def count_matches(found: Bool[np.ndarray, "T"], true: Bool[np.ndarray, "T"], tolerance: int = TOLERANCE) -> int:
+    """Size of the largest one-to-one matching of events at most `tolerance` steps apart."""
+    matches, candidates = 0, list(np.flatnonzero(found))
+    for time in np.flatnonzero(true):
+        while candidates and candidates[0] < time - tolerance:
+            candidates.pop(0)
+        if candidates and candidates[0] <= time + tolerance:
+            candidates.pop(0)
+            matches += 1
+    return matches
+
+
+def f1(found: Bool[np.ndarray, "B T"], true: Bool[np.ndarray, "B T"], tolerance: int = TOLERANCE) -> float:
+    """Harmonic mean of precision and recall over all episodes (0 where nothing matches)."""
+    matches = sum(count_matches(f, t, tolerance) for f, t in zip(found, true, strict=True))
+    return 2 * matches / max(int(found.sum() + true.sum()), 1)
+
+
+def switching_scores(
+    switch: Float[np.ndarray, "B T"],
+    subgoal: Int[np.ndarray, "B T"],
+    mask: Bool[np.ndarray, "B T"],
+    tolerance: int = TOLERANCE,
+) -> dict[str, float]:
+    """Scores of beta [B, T] without the first step, where it is 1 by definition.
+
+    random_f1 is the F1 of switches drawn at random at the same rate: what alignment by chance gives.
+    """
+    counted = mask.copy()
+    counted[:, 0] = False
+    found, true = (switch >= THRESHOLD) & counted, subgoal_changes(subgoal, mask)
+    rate = float(found[counted].mean())
+    random = (np.random.default_rng(0).random(switch.shape) < rate) & counted
+    middle = (switch > MIDDLE[0]) & (switch < MIDDLE[1])
+    return {
+        "switch_f1": f1(found, true, tolerance),
+        "random_f1": f1(random, true, tolerance),
+        "switch_rate": rate,
+        "true_switch_rate": float(true[counted].mean()),
+        "mid_share": float(middle[counted].mean()),
+    }

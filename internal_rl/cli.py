@@ -1,0 +1,58 @@
+"""What the scripts share: compose the configuration, refuse a bad one in one line, run stages."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from internal_rl import config as config_module
+from internal_rl.config import Config, ConfigError
+
+
+def hydra_main(work: Callable[[Config], None]) -> None:
+    """Run `work` with the config composed from conf/ and the command line (Hydra's syntax, --multirun included).
+
+    A bad setting ends in one line on stderr and exit status 2, before any work.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    config_module.register()
+
+    @hydra.main(config_path=str(config_module.CONF), config_name="config", version_base="1.3")
+    def compose(node: object) -> None:
+        try:
+            config = config_module.from_omegaconf(node)
+            settings = HydraConfig.get()
+            if settings.mode is not None and settings.mode.name == "MULTIRUN" and config.run_dir is None:
+                from internal_rl.experiment import default_directory
+
+                changed = settings.job.override_dirname.replace("/", "-") or "default"
+                config = replace(config, run_dir=str(default_directory(config) / changed))
+            work(config)
+        except (ConfigError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    compose()
+
+
+def run_stage_script(*stages: str) -> None:
+    """Entry point of a stage's script."""
+
+    def work(config: Config) -> None:
+        from internal_rl.experiment import open_run
+        from internal_rl.pipeline import STAGES, run_stages
+        from internal_rl.train_loop import Interrupted
+
+        if config.dry_run:
+            from internal_rl.dry_run import describe
+
+            print(describe(config))
+            return
+        try:
+            run_stages(open_run(config), stages or STAGES)
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(3)
+
+    hydra_main(work)

@@ -1,0 +1,305 @@
+"""The typed configuration: every key is declared once, here, with its default and meaning.
+
+Hydra composes conf/*.yaml onto this schema, so an unknown key or a wrong type is refused before any work, with
+the path of the key. `validate` refuses values that fit the type but make no sense.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the remedy."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    name: str = "gridworld"
+    size: int = 7  # side G of the grid
+    num_colours: int = 8  # O
+    num_walls: int = 4  # W
+    horizon: int = 100  # T, steps
+    tasks: str = "table_a1"  # pretraining tasks: table_a1, ring:LENGTH, or sequences 0-1-2,2-1-0
+    post_tasks: str = "post_training_a1"  # what internal RL and raw-action RL are trained on
+    observation: str = "allocentric"  # allocentric (the paper's), egocentric, egocentric_hidden
+    num_maps: int = 0  # 0: a new random layout each episode; n: a pool of n maps
+    map_seed: int | None = None  # which pool; null: the run's seed
+    first_map: int = 0  # offset into the pool's sequence of maps, for disjoint pools
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    episodes: int = 131_072  # of the behaviour dataset D
+    valid_episodes: int = 4_096  # held out, with the two yardsticks
+    max_steps: int | None = None  # episodes are cut here; null: env.horizon
+    noise: float = 0.0  # probability of a noisy step
+    noise_kind: str = "none"  # none, epsilon (label = executed action), injection (label = expert's action)
+    on_the_fly: bool = False  # generate training episodes on the device instead of storing them
+    shard_episodes: int = 32_768  # episodes a file
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    mixer: str = "hawk"  # hawk, transformer
+    depth: int = 4  # residual blocks
+    width: int = 64  # n_e
+    mlp_width: int = 256
+    num_heads: int = 1  # attention heads; blocks of Hawk's gates
+    head_width: int = 64  # attention only
+    control_layer: int = 1  # blocks below the cut, where the metacontroller reads and writes
+    scale: float = 1.0  # variance scale of inner layers
+    scale_last: float = 0.1  # of the last map of a residual branch, and of the heads
+    embedding_variance: float | None = 0.05  # of an entry of the multi-hot embedding; null: scale / inputs
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    learning_rate: float = 3e-3
+    embedding_learning_rate: float | None = None  # observation embedding, undecayed; null: like the rest
+    weight_decay: float = 0.03  # AdamW, on matrices only
+    b1: float = 0.9
+    b2: float = 0.999
+    clip: float | None = 1.0  # global gradient norm; null: none
+    warmup_steps: int = 0
+    final_fraction: float = 1.0  # cosine decay to this share of the rate; 1: constant
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    steps: int = 4_000
+    batch_size: int = 64  # episodes a step
+    row_length: int = 72  # episodes are packed into rows of this many steps; 0: one episode a row
+    next_observation_weight: float = 0.1  # lambda
+    history_dropout: float = 0.0  # probability a step that training wipes the model's memory
+    valid_every: int = 500  # steps
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class ControllersConfig:
+    """Supervised controllers, one a subgoal (Fig. 4): a diagnostic of the base model."""
+
+    steps: int = 800
+    batch_size: int = 64
+    rank: int = 16
+    episodes: int = 1_024  # to measure success
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class MetacontrollerConfig:
+    history_width: int = 32  # n_h
+    embedder: str = "gru"  # gru (backwards), hawk (the paper's SSM)
+    embedding_width: int = 32  # n_s
+    latent: int = 8  # n_z
+    encoder_width: int = 64
+    switch_width: int = 32
+    hypernetwork_width: int = 32
+    hypernetwork_bias: bool = False
+    rank: int = 16  # of U; 0: full linear
+    force_switch: bool = False  # ablation: beta = 1 at every step, in discovery and in RL
+
+
+@dataclass(frozen=True)
+class DiscoverConfig:
+    steps: int = 3_000
+    batch_size: int = 64  # episodes a step
+    num_buckets: int = 4  # of episode length, so that padding is not paid for
+    alpha: float = 0.2  # weight of the KL, a step
+    alpha_delay: int = 200  # steps at 0
+    alpha_ramp: int = 1_500  # steps of linear rise after the delay
+    cotrain: bool = False  # ablation: the base model is trained too
+    noise: float | None = None  # noise of D*; null: D* is D
+    valid_every: int = 500
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    mixer: str = "gru"  # gru, hawk (the paper's SSM block)
+    width: int = 64
+    mlp_width: int = 64
+    num_heads: int = 1
+    initial_std: float = 1.0
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    episodes: int = 331_776  # for internal and raw-action RL alike
+    batch_size: int = 4_096  # episodes an update
+    epochs: int = 4  # gradient steps an update, each on the whole batch
+    clip: float = 0.2  # PPO epsilon
+    max_decisions: int = 12  # switches of an episode that are learned from
+    num_seeds: int = 3
+    test_episodes: int = 2_048
+    vmap_seeds: bool = False  # all seeds in one program (GPU); else one process a core
+    head_only: bool = False  # raw-action RL: train the action head only
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-3, weight_decay=0.0))
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    wandb: str = "auto"  # auto (online with a key, else offline), online, offline, disabled
+    project: str = "internal-rl"
+    log_every: int = 50  # gradient steps between log lines
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0  # fixes map, data, base model and discovery; RL seeds derive from it
+    run_dir: str | None = None  # null: $INTERNAL_RL_RUNS (default runs/) / experiment-seed
+    experiment_name: str = "default"
+    dry_run: bool = False  # print parameters, FLOPs, memory and projected time, then stop
+    checkpoint_every: int = 1_000  # gradient steps between checkpoints of a running stage
+    env: EnvConfig = field(default_factory=EnvConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    controllers: ControllersConfig = field(default_factory=ControllersConfig)
+    metacontroller: MetacontrollerConfig = field(default_factory=MetacontrollerConfig)
+    discover: DiscoverConfig = field(default_factory=DiscoverConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+CHOICES = {
+    "env.observation": ("allocentric", "egocentric", "egocentric_hidden"),
+    "collect.noise_kind": ("none", "epsilon", "injection"),
+    "model.mixer": ("hawk", "transformer"),
+    "metacontroller.embedder": ("gru", "hawk"),
+    "policy.mixer": ("gru", "hawk"),
+    "tracker.wandb": ("auto", "online", "offline", "disabled"),
+}
+POSITIVE = (
+    *("env.size", "env.num_colours", "env.horizon", "collect.episodes", "collect.valid_episodes"),
+    *("collect.shard_episodes", "model.depth", "model.width", "model.mlp_width", "model.num_heads"),
+    *("pretrain.steps", "pretrain.batch_size", "pretrain.valid_every", "controllers.steps", "controllers.rank"),
+    *("controllers.batch_size", "controllers.episodes", "metacontroller.latent", "discover.steps"),
+    *("discover.batch_size", "discover.num_buckets", "discover.valid_every", "reinforce.episodes"),
+    *("reinforce.batch_size", "reinforce.epochs", "reinforce.max_decisions", "reinforce.num_seeds"),
+    *("reinforce.test_episodes", "policy.initial_std", "tracker.log_every", "checkpoint_every"),
+)
+
+
+def validate(config: Config) -> Config:
+    """Return `config` if it can be run; raise ConfigError naming the key and the remedy otherwise."""
+
+    def value(path: str) -> Any:
+        node: Any = config
+        for part in path.split("."):
+            node = getattr(node, part)
+        return node
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(message)
+
+    for path, choices in CHOICES.items():
+        require(value(path) in choices, f"{path}={value(path)!r} is not one of {', '.join(choices)}")
+    for path in POSITIVE:
+        require(value(path) > 0, f"{path}={value(path)} must be positive")
+    model, collect, reinforce = config.model, config.collect, config.reinforce
+    require(
+        0 < model.control_layer < model.depth,
+        f"model.control_layer={model.control_layer} must leave blocks on both sides: 1 to {model.depth - 1}",
+    )
+    require(
+        model.mixer != "hawk" or model.width % model.num_heads == 0,
+        f"model.num_heads={model.num_heads} must divide model.width={model.width}",
+    )
+    require(0 <= collect.noise < 1, f"collect.noise={collect.noise} is a probability in [0, 1)")
+    require(
+        (collect.noise > 0) == (collect.noise_kind != "none"),
+        f"collect.noise={collect.noise} and collect.noise_kind={collect.noise_kind} disagree; "
+        "set noise_kind to epsilon or injection together with noise > 0",
+    )
+    steps = collect.max_steps or config.env.horizon
+    require(steps <= config.env.horizon, f"collect.max_steps={steps} exceeds env.horizon={config.env.horizon}")
+    require(
+        config.pretrain.row_length == 0 or config.pretrain.row_length >= steps,
+        f"pretrain.row_length={config.pretrain.row_length} is shorter than an episode ({steps} steps); "
+        "raise it or set 0 for one episode a row",
+    )
+    require(
+        reinforce.episodes % reinforce.batch_size == 0,
+        f"reinforce.episodes={reinforce.episodes} must be a multiple of reinforce.batch_size={reinforce.batch_size}",
+    )
+    require(
+        config.discover.noise is None or collect.noise_kind != "none" or config.discover.noise == 0,
+        "discover.noise needs collect.noise_kind to say which kind of noise it is",
+    )
+    return config
+
+
+def _schema() -> DictConfig:
+    """Config as a schema that can be merged into (OmegaConf makes frozen dataclasses read-only)."""
+
+    def writable(node: DictConfig) -> DictConfig:
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            if OmegaConf.is_config(child := node._get_node(key)):
+                writable(child)  # type: ignore[arg-type]
+        return node
+
+    return writable(OmegaConf.structured(Config))
+
+
+def register() -> None:
+    """Make the schema known to Hydra; conf/config.yaml builds on it."""
+    ConfigStore.instance().store(name="schema", node=_schema())
+
+
+def from_omegaconf(node: Any) -> Config:
+    """Typed, validated config from a composed Hydra config or a plain (nested) dict.
+
+    Raises ConfigError for unknown keys and wrong types, with the key's path.
+    """
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(_schema(), node))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}".splitlines()[0]) from error
+    assert isinstance(config, Config)
+    return validate(config)
+
+
+def compose(overrides: list[str]) -> Config:
+    """Compose conf/ with `overrides` in Hydra's syntax, as the scripts do."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            node = hydra_compose("config", overrides)
+        except HydraException as error:
+            raise ConfigError(f"{error}: {error.__cause__}" if error.__cause__ else str(error)) from error
+    return from_omegaconf(node)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of any of the config dataclasses."""
+    return asdict(config)
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved config as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load(path: Path) -> Config:
+    """Read a config written by `save`, checked against the schema; raises ConfigError naming the file."""
+    try:
+        return from_omegaconf(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not a saved config ({error})") from error

@@ -1,0 +1,143 @@
+"""A run directory and what belongs to it: configuration, environments, results of finished stages."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from envs import api
+from envs.api import Environment
+from internal_rl import config as config_module
+from internal_rl.config import Config, ConfigError
+from internal_rl.tracking import Tracker
+
+
+def make_env(config: Config, tasks: str | None = None) -> Environment:
+    """The environment of a run; `tasks` replaces the pretraining tasks. Raises ValueError naming the key."""
+    env = config.env
+    return api.make(
+        env.name,
+        size=env.size,
+        num_colours=env.num_colours,
+        num_walls=env.num_walls,
+        horizon=env.horizon,
+        tasks=tasks or env.tasks,
+        observation=env.observation,
+        num_maps=env.num_maps,
+        map_seed=config.seed if env.map_seed is None else env.map_seed,
+        first_map=env.first_map,
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. Environments are built when first needed."""
+
+    config: Config
+    directory: Path
+
+    @cached_property
+    def env(self) -> Environment:
+        """With the pretraining tasks."""
+        return make_env(self.config)
+
+    @cached_property
+    def post_env(self) -> Environment:
+        """With the post-training task: on it RL is trained and nothing else."""
+        return make_env(self.config, self.config.env.post_tasks)
+
+    def tracker(self, **context: int) -> Tracker:
+        """Metrics of this run; with a context (a worker process) only the JSON lines."""
+        settings = self.config.tracker
+        return Tracker(
+            self.directory,
+            wandb_mode="disabled" if context else settings.wandb,
+            project=settings.project,
+            name=f"{self.config.experiment_name}-{self.config.seed}",
+            config=config_module.to_dict(self.config),
+            context=context or None,
+        )
+
+    def result_path(self, stage: str) -> Path:
+        """Where the result of a finished stage is kept."""
+        return self.directory / "results" / f"{stage}.json"
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """What a stage returned, None if it has not finished."""
+        path = self.result_path(stage)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, stage: str, result: dict[str, Any]) -> None:
+        """Record the result of a stage; a rerun then skips it."""
+        path = self.result_path(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=2) + "\n")
+        partial.rename(path)
+
+    def once(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a stage, from disk if it has finished before, with the seconds it took."""
+        if (finished := self.result(stage)) is not None:
+            print(f"{stage}: finished before, skipped", flush=True)
+            return finished
+        began = time.monotonic()
+        result = {**work(), "seconds": round(time.monotonic() - began, 1)}
+        self.finish(stage, result)
+        return result
+
+
+def default_directory(config: Config) -> Path:
+    """$INTERNAL_RL_RUNS (default runs/) / experiment / seed."""
+    root = Path(os.environ.get("INTERNAL_RL_RUNS", "runs"))
+    return root / config.experiment_name / f"seed_{config.seed}"
+
+
+def open_run(config: Config) -> Run:
+    """The run directory of `config`, made or continued.
+
+    Raises ConfigError if the directory holds a run with other settings, naming the first key that differs.
+    """
+    directory = Path(config.run_dir) if config.run_dir else default_directory(config)
+    path = directory / "config.json"
+    if path.exists():
+        saved = config_module.load(path)
+        for key, old, new in _differences(saved, config):
+            raise ConfigError(
+                f"{directory} holds a run with {key}={old}, not {new}; use another run_dir, or delete this one"
+            )
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        config_module.save(config, path)
+    return Run(config, directory)
+
+
+def load_run(directory: str | Path, **env: Any) -> Run:
+    """A run made before, for evaluation; `env` replaces settings of its environment (another task or layout)."""
+    path = Path(directory) / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{directory} is not a run directory (no config.json)")
+    config = config_module.load(path)
+    unknown = set(env) - set(vars(config.env))
+    if unknown:
+        raise ConfigError(f"env.{unknown.pop()} is not a setting of the environment")
+    if config.env.map_seed is None:  # the maps of the run, not those of another seed
+        env.setdefault("map_seed", config.seed)
+    return Run(config_module.validate(replace(config, env=replace(config.env, **env))), Path(directory))
+
+
+def _differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:
+    """Keys that change what a run computes and differ."""
+    free = ("run_dir", "dry_run", "checkpoint_every", "tracker.")
+
+    def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        leaves = {}
+        for key, value in node.items():
+            leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return leaves
+
+    old, new = flat(config_module.to_dict(saved)), flat(config_module.to_dict(config))
+    return [(key, old[key], new[key]) for key in old if old[key] != new[key] and not key.startswith(free)]

@@ -1,0 +1,1 @@
+"""Networks: residual blocks with two equal faces (`unroll`, `step`), the backbone cut in two, the metacontroller."""

@@ -1,0 +1,148 @@
+"""The base autoregressive policy f_theta (App. D.1), cut into a lower and an upper half at `control_layer`.
+
+lower: observations -> residual stream e; upper: residual stream -> next action and next observation.
+`unroll_*` work on whole sequences [B, T], `step_*` on one step with memory; both give the same numbers.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from envs.api import Dense, Discrete, Environment, MultiHot
+from internal_rl.config import ModelConfig
+from internal_rl.models.distributions import Categorical, Distribution, Gaussian
+from internal_rl.models.hawk import Hawk
+from internal_rl.models.layers import MLP, RMSNorm, linear
+from internal_rl.models.transformer import Attention
+
+Memory = Any  # the mixers' own memory types, one a block
+
+
+class Prediction(NamedTuple):
+    """What the upper half says of the next step; leading axes [B, T] or [B]."""
+
+    action: Distribution
+    target: Distribution
+
+
+class Embedding(nnx.Module):
+    """Observation -> width. A multi-hot vector comes as indices, so its product is a sum of rows."""
+
+    def __init__(self, spec: MultiHot | Dense, config: ModelConfig, rngs: nnx.Rngs):
+        variance = config.embedding_variance or config.scale / spec.size
+        self.multi_hot = isinstance(spec, MultiHot)
+        self.table = nnx.Param(jnp.sqrt(variance) * jax.random.normal(rngs.params(), (spec.size, config.width)))
+
+    def __call__(self, observation: Array) -> Float[Array, "... D"]:
+        table = self.table[...]
+        if self.multi_hot:
+            return table[observation.astype(jnp.int32)].sum(-2)
+        return observation @ table
+
+
+class Head(nnx.Module):
+    """Residual stream -> distribution: categorical, or Gaussian with a learned diagonal covariance."""
+
+    def __init__(self, spec: Discrete | Dense, config: ModelConfig, rngs: nnx.Rngs):
+        self.discrete = isinstance(spec, Discrete)
+        size = spec.n if isinstance(spec, Discrete) else spec.size
+        self.linear = linear(config.width, size, config.scale_last, rngs)
+        if not self.discrete:
+            self.log_std = nnx.Param(jnp.zeros(size))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Distribution:
+        y = self.linear(x)
+        return Categorical(y) if self.discrete else Gaussian(y, jnp.broadcast_to(self.log_std[...], y.shape))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: sequence mixing, then a ReLU MLP."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        scales = (config.scale, config.scale_last)
+        self.mixer = (
+            Hawk(config.width, config.num_heads, *scales, rngs)
+            if config.mixer == "hawk"
+            else Attention(config.width, config.num_heads, config.head_width, *scales, rngs)
+        )
+        self.mixer_norm, self.mlp_norm = RMSNorm(config.width), RMSNorm(config.width)
+        self.mlp = MLP((config.width, config.mlp_width, config.width), rngs, *scales)
+
+    def unroll(self, x: Float[Array, "B T D"], first: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+        x = x + self.mixer.unroll(self.mixer_norm(x), first)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def step(self, x: Float[Array, "B D"], memory: Memory, t: Int[Array, ""]) -> tuple[Array, Memory]:
+        mixed, memory = self.mixer.step(self.mixer_norm(x), memory, t)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), memory
+
+
+class Backbone(nnx.Module):
+    """The base model of an environment. Inputs are observations only; past actions are not read."""
+
+    def __init__(self, env: Environment, config: ModelConfig, rngs: nnx.Rngs):
+        self.control_layer, self.width = config.control_layer, config.width
+        self.embedding = Embedding(env.observation_spec, config, rngs)
+        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.depth)])
+        self.norm = RMSNorm(config.width)
+        self.action_head = Head(env.action_spec, config, rngs)
+        self.target_head = Head(env.target_spec, config, rngs)
+
+    def unroll_lower(self, observation: Array, first: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Residual stream at the cut. observation: [B, T, ...]; first: where episodes start."""
+        x = self.embedding(observation)
+        for block in self.blocks[: self.control_layer]:
+            x = block.unroll(x, first)
+        return x
+
+    def unroll_upper(self, e: Float[Array, "B T D"], first: Bool[Array, "B T"]) -> Prediction:
+        """Predictions from the (controlled) residual stream."""
+        for block in self.blocks[self.control_layer :]:
+            e = block.unroll(e, first)
+        return self._predict(e)
+
+    def unroll(self, observation: Array, first: Bool[Array, "B T"]) -> Prediction:
+        """Predictions of the uncontrolled model."""
+        return self.unroll_upper(self.unroll_lower(observation, first), first)
+
+    def init_lower(self, batch: int, length: int) -> list[Memory]:
+        """Memory of the lower half for episodes of at most `length` steps."""
+        return [block.mixer.init_memory(batch, length) for block in self.blocks[: self.control_layer]]
+
+    def init_upper(self, batch: int, length: int) -> list[Memory]:
+        """Memory of the upper half."""
+        return [block.mixer.init_memory(batch, length) for block in self.blocks[self.control_layer :]]
+
+    def step_lower(
+        self, observation: Array, memory: list[Memory], t: Int[Array, ""]
+    ) -> tuple[Float[Array, "B D"], list[Memory]]:
+        """One step of `unroll_lower`; observation: [B, ...]."""
+        return _step_blocks(self.blocks[: self.control_layer], self.embedding(observation), memory, t)
+
+    def step_upper(
+        self, e: Float[Array, "B D"], memory: list[Memory], t: Int[Array, ""]
+    ) -> tuple[Prediction, list[Memory]]:
+        """One step of `unroll_upper`."""
+        x, memory = _step_blocks(self.blocks[self.control_layer :], e, memory, t)
+        return self._predict(x), memory
+
+    def _predict(self, x: Float[Array, "... D"]) -> Prediction:
+        x = self.norm(x)
+        return Prediction(self.action_head(x), self.target_head(x))
+
+
+def _step_blocks(blocks, x, memories, t):
+    after = []
+    for block, memory in zip(blocks, memories, strict=True):
+        x, memory = block.step(x, memory, t)
+        after.append(memory)
+    return x, after
+
+
+def episode_starts(batch: int, length: int) -> Bool[Array, "B T"]:
+    """`first` of rows that hold one episode each."""
+    return jnp.zeros((batch, length), bool).at[:, 0].set(True)

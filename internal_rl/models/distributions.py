@@ -1,0 +1,52 @@
+"""The two distributions the project needs, as pytrees. Leading axes are batch axes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+@struct.dataclass
+class Categorical:
+    """logits: [..., n], need not be normalised."""
+
+    logits: jax.Array
+
+    def log_prob(self, value: Int[Array, "..."]) -> Float[Array, "..."]:
+        log_probs = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(log_probs, value[..., None], -1)[..., 0]
+
+    def sample(self, key: Array) -> Int[Array, "..."]:
+        return jax.random.categorical(key, self.logits)
+
+    def entropy(self) -> Float[Array, "..."]:
+        log_probs = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
+
+
+@struct.dataclass
+class Gaussian:
+    """Diagonal normal; mean and log_std [..., n]; densities are summed over the last axis, in nats."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def log_prob(self, value: Float[Array, "... n"]) -> Float[Array, "..."]:
+        scaled = (value - self.mean) * jnp.exp(-self.log_std)
+        return -jnp.sum(0.5 * jnp.square(scaled) + self.log_std + 0.5 * math.log(2 * math.pi), -1)
+
+    def sample(self, key: Array) -> Float[Array, "... n"]:
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def entropy(self) -> Float[Array, "..."]:
+        return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), -1)
+
+    def kl_to_standard(self) -> Float[Array, "..."]:
+        """KL(self || N(0, I))."""
+        variance = jnp.exp(2 * self.log_std)
+        return 0.5 * jnp.sum(variance + jnp.square(self.mean) - 1 - 2 * self.log_std, -1)
+
+
+Distribution = Categorical | Gaussian

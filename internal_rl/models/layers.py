@@ -1,0 +1,92 @@
+"""Small layers shared by all networks.
+
+Shape legend: B batch, T time, D width of the residual stream, H heads, K head width, Z latent.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+
+def fan_in(scale: float) -> Callable:
+    """Normal initialiser of variance `scale` / fan-in."""
+    return nnx.initializers.variance_scaling(scale, "fan_in", "normal")
+
+
+def linear(inputs: int, outputs: int, scale: float, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+    """Affine map with fan-in initialisation of variance `scale` and zero bias."""
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=fan_in(scale), rngs=rngs)
+
+
+def rms_normalise(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Scale the last axis to unit root mean square, without parameters."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation with a learned gain."""
+
+    def __init__(self, width: int):
+        self.gain = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return rms_normalise(x) * self.gain[...]
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between them; `scale_last` sets the variance of the last one."""
+
+    def __init__(
+        self, sizes: tuple[int, ...], rngs: nnx.Rngs, scale: float = 1.0, scale_last: float = 1.0, bias: bool = True
+    ):
+        scales = [scale] * (len(sizes) - 2) + [scale_last]
+        self.layers = nnx.List(
+            [linear(i, o, s, rngs, bias) for i, o, s in zip(sizes[:-1], sizes[1:], scales, strict=True)]
+        )
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        *inner, last = self.layers
+        for layer in inner:
+            x = jax.nn.relu(layer(x))
+        return last(x)
+
+
+class GRU(nnx.Module):
+    """Gated recurrent unit; the input half of the gates runs parallel over time."""
+
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, scale: float = 1.0):
+        self.width = width
+        self.input = linear(inputs, 3 * width, scale, rngs)
+        self.recurrent = linear(width, 3 * width, scale, rngs, bias=False)
+
+    def _advance(self, gates: Float[Array, "B G"], h: Float[Array, "B H"]) -> Float[Array, "B H"]:
+        x_reset, x_update, x_new = jnp.split(gates, 3, -1)
+        h_reset, h_update, h_new = jnp.split(self.recurrent(h), 3, -1)
+        update = jax.nn.sigmoid(x_update + h_update)
+        new = jnp.tanh(x_new + jax.nn.sigmoid(x_reset + h_reset) * h_new)
+        return update * h + (1 - update) * new
+
+    def init_memory(self, batch: int) -> Float[Array, "B H"]:
+        return jnp.zeros((batch, self.width))
+
+    def step(self, x: Float[Array, "B I"], h: Float[Array, "B H"]) -> Float[Array, "B H"]:
+        """The next state."""
+        return self._advance(self.input(x), h)
+
+    def unroll(
+        self, x: Float[Array, "B T I"], mask: Bool[Array, "B T"] | None = None, reverse: bool = False
+    ) -> Float[Array, "B T H"]:
+        """The state after each step; where `mask` is False the state is kept as it was."""
+        keep = jnp.ones(x.shape[:2], bool) if mask is None else mask
+
+        def advance(h, step):
+            gates, valid = step
+            h = jnp.where(valid[:, None], self._advance(gates, h), h)
+            return h, h
+
+        steps = (jnp.moveaxis(self.input(x), 1, 0), keep.T)
+        _, states = jax.lax.scan(advance, self.init_memory(x.shape[0]), steps, reverse=reverse)
+        return jnp.moveaxis(states, 0, 1)

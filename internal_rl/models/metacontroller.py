@@ -1,0 +1,142 @@
+"""The metacontroller (App. D.2): reads the residual stream, infers a latent, writes a low-rank perturbation back.
+
+Only the small recurrences (history, embedder, switch and latent) are scanned; encoder and decoder run parallel
+over time, and U is never formed as a D x D matrix where a rank is set.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from internal_rl.config import MetacontrollerConfig, ModelConfig
+from internal_rl.models.backbone import episode_starts
+from internal_rl.models.distributions import Gaussian
+from internal_rl.models.hawk import Hawk
+from internal_rl.models.layers import GRU, MLP, linear, rms_normalise
+
+LOG_STD_RANGE = (-6.0, 2.0)
+SWITCH_THRESHOLD = 0.5  # in internal RL: a new latent is taken where beta reaches it
+
+
+class Inference(NamedTuple):
+    """posterior: over the proposals z~ [B, T, Z]; switch: beta [B, T]; latent: z after integration [B, T, Z]."""
+
+    posterior: Gaussian
+    switch: Float[Array, "B T"]
+    latent: Float[Array, "B T Z"]
+
+
+class Metacontroller(nnx.Module):
+    """History, sequence embedder, encoder, causal switch and hypernetwork."""
+
+    def __init__(self, config: MetacontrollerConfig, model: ModelConfig, rngs: nnx.Rngs):
+        width = model.width
+        self.config, self.width = config, width
+        self.history = GRU(width, config.history_width, rngs)
+        if config.embedder == "gru":
+            self.embedder = GRU(width, config.embedding_width, rngs)
+        else:
+            self.embedder_input = linear(width, config.embedding_width, 1.0, rngs)
+            self.embedder = Hawk(config.embedding_width, 1, 1.0, 1.0, rngs)
+        inputs = width + config.history_width
+        self.encoder = MLP(
+            (inputs + config.embedding_width, config.encoder_width, 2 * config.latent), rngs, scale_last=0.1
+        )
+        self.switch_input = linear(inputs, config.switch_width, 1.0, rngs)
+        self.switch_latent = linear(config.latent, config.switch_width, 1.0, rngs, bias=False)
+        self.switch_output = linear(config.switch_width, 1, 0.1, rngs)
+        outputs = 2 * config.rank * width if config.rank else width * width
+        self.hypernetwork = MLP(
+            (config.latent, config.hypernetwork_width, outputs), rngs, 1.0, 0.1, config.hypernetwork_bias
+        )
+
+    # --- the parts ---------------------------------------------------------------------------------------
+
+    def embed_sequence(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
+        """f_emb: one vector a sequence, which sees the future. x: normalised residual stream."""
+        if isinstance(self.embedder, GRU):
+            return self.embedder.unroll(x, mask, reverse=True)[:, 0]
+        states = self.embedder.unroll(self.embedder_input(x), episode_starts(*mask.shape))
+        last = jnp.maximum(mask.sum(1) - 1, 0)
+        return jnp.take_along_axis(states, last[:, None, None], 1)[:, 0]
+
+    def encode(self, x, history, embedding) -> Gaussian:
+        """f_enc(e_t, h_{t-1}, s): the proposal's posterior."""
+        embedding = jnp.broadcast_to(embedding[:, None], (*x.shape[:2], embedding.shape[-1]))
+        mean, log_std = jnp.split(self.encoder(jnp.concatenate([x, history, embedding], -1)), 2, -1)
+        return Gaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
+
+    def _switch_features(self, x: Float[Array, "... D"], history: Float[Array, "... H"]) -> Float[Array, "... W"]:
+        return self.switch_input(jnp.concatenate([x, history], -1))
+
+    def _switch_probability(self, features: Float[Array, "... W"], latent: Float[Array, "... Z"]) -> Array:
+        hidden = jax.nn.relu(features + self.switch_latent(latent))
+        return jax.nn.sigmoid(self.switch_output(hidden)[..., 0])
+
+    def control(self, e: Float[Array, "... D"], latent: Float[Array, "... Z"]) -> Float[Array, "... D"]:
+        """e + U(z) e: linear in e, no additive bias. For a rank r, U = B(z)^T A(z) / sqrt(D)."""
+        rank, weights = self.config.rank, self.hypernetwork(latent)
+        if rank == 0:
+            full = weights.reshape(*weights.shape[:-1], self.width, self.width)
+            return e + jnp.einsum("...ij,...j->...i", full, e) / self.width
+        a, b = jnp.split(weights.reshape(*weights.shape[:-1], 2 * rank, self.width), 2, -2)
+        return e + apply_low_rank(a, b, e)
+
+    # --- whole sequences (discovery) ---------------------------------------------------------------------
+
+    def infer(self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"], key: Array) -> Inference:
+        """Posterior sample of the latent for whole sequences; beta is 1 at the first step.
+
+        z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}).
+        """
+        x, history = rms_normalise(e), self.past(e, mask)
+        posterior = self.encode(x, history, self.embed_sequence(x, mask))
+        proposals = posterior.sample(key)
+        switch, latent = self.integrate(e, history, proposals)
+        return Inference(posterior, switch, latent)
+
+    def past(self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T H"]:
+        """h_{t-1} for every step."""
+        after = self.history.unroll(rms_normalise(e), mask)
+        return jnp.pad(after, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+    def integrate(self, e, history, proposals) -> tuple[Float[Array, "B T"], Float[Array, "B T Z"]]:
+        """The scan over switch and latent: (beta, z) for given proposals [B, T, Z]."""
+        features = self._switch_features(rms_normalise(e), history)
+
+        def advance(latent, step):
+            feature, proposal, forced = step
+            beta = jnp.where(forced, 1.0, self._switch_probability(feature, latent))
+            latent = beta[:, None] * proposal + (1 - beta[:, None]) * latent
+            return latent, (beta, latent)
+
+        batch, length = proposals.shape[:2]
+        forced = jnp.ones(length, bool) if self.config.force_switch else jnp.arange(length) == 0
+        steps = (jnp.moveaxis(features, 1, 0), jnp.moveaxis(proposals, 1, 0), forced)
+        _, (switch, latent) = jax.lax.scan(advance, jnp.zeros((batch, self.config.latent)), steps)
+        return switch.T, jnp.moveaxis(latent, 0, 1)
+
+    # --- one step (internal RL) --------------------------------------------------------------------------
+
+    def init_history(self, batch: int) -> Float[Array, "B H"]:
+        """h_0."""
+        return self.history.init_memory(batch)
+
+    def advance_history(self, e: Float[Array, "B D"], history: Float[Array, "B H"]) -> Float[Array, "B H"]:
+        """h_t from e_t and h_{t-1}."""
+        return self.history.step(rms_normalise(e), history)
+
+    def switch(self, e: Float[Array, "B D"], history: Float[Array, "B H"], latent: Float[Array, "B Z"]) -> Array:
+        """beta_t from e_t, h_{t-1} and z_{t-1}, [B]."""
+        if self.config.force_switch:
+            return jnp.ones(e.shape[0])
+        return self._switch_probability(self._switch_features(rms_normalise(e), history), latent)
+
+
+def apply_low_rank(a: Float[Array, "... R D"], b: Float[Array, "... R D"], e: Float[Array, "... D"]) -> Array:
+    """B^T (A e) / sqrt(D)."""
+    inner = jnp.einsum("...rd,...d->...r", a, e)
+    return jnp.einsum("...r,...rd->...d", inner, b) / jnp.sqrt(e.shape[-1])

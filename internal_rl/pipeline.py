@@ -1,0 +1,156 @@
+"""All stages in order, from nothing to the report; a rerun skips what has finished and resumes what has not."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from internal_rl.analysis import transitions
+from internal_rl.analysis.record import record_episode
+from internal_rl.analysis.report import write_report
+from internal_rl.config import to_dict
+from internal_rl.experiment import Run
+from internal_rl.stages import collect, controllers, discover, pretrain, reinforce
+from internal_rl.tracking import Tracker, read_metrics
+from internal_rl.versions import commit, device, versions
+
+ALGORITHMS: tuple[reinforce.Algorithm, ...] = ("internal_rl", "raw_rl")
+STAGES = ("collect", "pretrain", "controllers", "discover", "transitions", "reinforce", "report")
+
+
+def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
+    """Run `stages` of one run."""
+    config, directory = run.config, run.directory
+    print(f"run directory: {directory}", flush=True)
+    with run.tracker() as tracker:
+        work = {
+            "collect": lambda: collect.run(config, run.env, directory),
+            "pretrain": lambda: pretrain.run(config, run.env, directory, tracker),
+            "controllers": lambda: controllers.run(config, run.env, run.post_env, directory, tracker),
+            "discover": lambda: discover.run(config, run.env, directory, tracker),
+            "transitions": lambda: transitions.run(config, directory),
+        }
+        for stage in stages:
+            if stage == "reinforce":
+                run_reinforce(run, tracker)
+            elif stage == "report":
+                report(run, tracker)
+            else:
+                result = run.once(stage, work[stage])
+                print(f"{stage}: {_headline(result)}", flush=True)
+
+
+def _headline(result: dict[str, Any]) -> str:
+    numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    return "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+
+
+# --- reinforcement learning: one process a core, or one program for all seeds -----------------------------
+
+
+def run_reinforce(run: Run, tracker: Tracker) -> None:
+    """Every algorithm and seed that has not finished."""
+    rl = run.config.reinforce
+    began = time.monotonic()
+    missing = {a: [s for s in range(rl.num_seeds) if run.result(f"{a}_{s}") is None] for a in ALGORITHMS}
+    if rl.vmap_seeds:
+        for algorithm, seeds in missing.items():
+            if seeds:
+                _run_together(run, algorithm, seeds)
+    else:
+        _run_workers(run, [(algorithm, seed) for algorithm, seeds in missing.items() for seed in seeds])
+    if any(missing.values()):
+        tracker.forward([line for line in read_metrics(run.directory) if line["stage"] in ALGORITHMS])
+    for algorithm in ALGORITHMS:
+        results = [run.result(f"{algorithm}_{seed}") or {} for seed in range(rl.num_seeds)]
+        success = ", ".join(f"{result['success']:.3f}" for result in results)
+        print(f"{algorithm}: success on {run.config.env.post_tasks} {success}", flush=True)
+    if run.result("reinforce") is None:
+        run.finish("reinforce", {"seconds": round(time.monotonic() - began, 1)})
+
+
+def _run_together(run: Run, algorithm: reinforce.Algorithm, seeds: list[int]) -> None:
+    with ExitStack() as stack:
+        trackers = {seed: stack.enter_context(run.tracker(seed=seed)) for seed in seeds}
+        results = reinforce.train_seeds(run.config, run.post_env, run.directory, trackers, algorithm)
+    for seed, result in results.items():
+        run.finish(f"{algorithm}_{seed}", result)
+
+
+def _run_workers(run: Run, jobs: list[tuple[str, int]]) -> None:
+    """One worker process a job, as many at a time as there are cores; each on a core of its own."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    free, waiting, active = cores[:], list(jobs), {}
+    environment = {**os.environ, "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"}
+    try:
+        while waiting or active:
+            while waiting and free:
+                (algorithm, seed), core = waiting.pop(0), free.pop()
+                command = [sys.executable, "-m", "internal_rl.worker", str(run.directory), algorithm, str(seed)]
+                process = subprocess.Popen([*command, str(core)], env=environment)
+                active[process] = (algorithm, seed, core)
+            time.sleep(0.2)
+            for process in [process for process in active if process.poll() is not None]:
+                algorithm, seed, core = active.pop(process)
+                if process.returncode:
+                    raise RuntimeError(f"{algorithm} seed {seed} failed (exit {process.returncode}); see above")
+                free.append(core)
+    finally:
+        for process in active:
+            process.terminate()
+        for process in active:
+            process.wait()
+
+
+# --- summary and report -----------------------------------------------------------------------------------
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The content of summary.json, from the results of the stages."""
+    stages = {stage: run.result(stage) or {} for stage in STAGES if stage != "report"}
+    without_seconds = lambda stage: {k: v for k, v in stages[stage].items() if k != "seconds"}
+    summary: dict[str, Any] = {
+        "experiment": run.config.experiment_name,
+        "seed": run.config.seed,
+        "base": without_seconds("pretrain"),
+        "controllers": without_seconds("controllers"),
+        "discovery": {**without_seconds("discover"), "unseen_transitions": without_seconds("transitions")},
+    }
+    rl = run.config.reinforce
+    for algorithm in ALGORITHMS:
+        results = [run.result(f"{algorithm}_{seed}") for seed in range(rl.num_seeds)]
+        finished = [result for result in results if result]
+        summary[algorithm] = {
+            "task": run.config.env.post_tasks,
+            "episodes": rl.episodes,
+            "success": [result["success"] for result in finished],
+            "before": [result["before"] for result in finished],
+        }
+    return {
+        **summary,
+        "seconds": {stage: result["seconds"] for stage, result in stages.items() if "seconds" in result},
+        "config": to_dict(run.config),
+        "versions": versions(),
+        "device": device(),
+        "commit": commit(),
+    }
+
+
+def report(run: Run, tracker: Tracker) -> Path:
+    """Write summary.json, the recorded rollout, the pictures and report.html."""
+    if run.result("internal_rl_0"):
+        record_episode(run)
+    summary = summarise(run)
+    (run.directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    page = write_report(run.directory)
+    for picture in sorted((run.directory / "figures").glob("*.*")):
+        tracker.media("report", picture.stem, picture)
+    tracker.finish({f"{name}/success": np.median(summary[name]["success"]) for name in ALGORITHMS if summary[name]["success"]})
+    print(f"report: {page}", flush=True)
+    return page

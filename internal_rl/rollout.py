@@ -1,0 +1,159 @@
+"""The one rollout: a policy in a `DecisionEnv` until every episode has ended.
+
+Episodes are aligned in time. Finished ones stop costing: every few steps the live ones are gathered into the
+smallest of a few batch sizes that holds them (a `lax.switch`, all inside jit).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array
+
+from internal_rl.internal_env import DecisionEnv, DecisionStep
+from internal_rl.models.policy import Policy
+
+STEPS_BETWEEN_COMPACTIONS = 4
+SMALLEST_BATCH = 64
+SHRINK = 4
+
+
+@struct.dataclass
+class Decisions:
+    """What was decided, in order; N slots an episode. input: [B, N, ...]; action: [B, N, ...]; log_prob: [B, N];
+    mask: bool [B, N]; time: int32 [B, N], the step of each decision."""
+
+    input: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    mask: jax.Array
+    time: jax.Array
+
+
+@struct.dataclass
+class Episodes:
+    """returns: [B], sum of rewards; success: bool [B]; length: int32 [B], steps; num_decisions: int32 [B]."""
+
+    decisions: Decisions
+    returns: jax.Array
+    success: jax.Array
+    length: jax.Array
+    num_decisions: jax.Array
+
+
+@struct.dataclass
+class Carry:
+    """Everything of a rollout between two steps. keys: one an episode; action: the decision that holds."""
+
+    env: Any
+    step: DecisionStep
+    memory: Any
+    action: jax.Array
+    keys: jax.Array
+    episodes: Episodes
+
+
+def batch_sizes(batch: int, compact: bool) -> list[int]:
+    """Batch, batch / 4, ... down to SMALLEST_BATCH; only the first without compaction. (Each size is a compiled
+    branch: halving instead would save little time and cost twice the compilation.)"""
+    sizes = [batch]
+    while compact and sizes[-1] // SHRINK >= SMALLEST_BATCH:
+        sizes.append(sizes[-1] // SHRINK)
+    return sizes
+
+
+def start(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int) -> Carry:
+    """The rollout before its first step."""
+    batch = keys.shape[0]
+    reset_keys, step_keys = _split(keys)
+    env_state, first = env.reset(reset_keys)
+    memory = policy.init_memory(batch, env.horizon)
+    _, proposal, _ = jax.eval_shape(lambda: _decide(policy, first, memory, step_keys, jnp.int32(0)))
+    slots = lambda x: jnp.zeros((batch, num_slots, *x.shape[1:]), x.dtype)
+    scalar = lambda dtype: jnp.zeros((batch, num_slots), dtype)
+    zeros = jnp.zeros(batch)
+    decisions = Decisions(slots(first.input), slots(proposal), scalar(jnp.float32), scalar(bool), scalar(jnp.int32))
+    count = jnp.zeros(batch, jnp.int32)
+    episodes = Episodes(decisions, zeros, jnp.zeros(batch, bool), count, count)
+    return Carry(env_state, first, memory, jnp.zeros(proposal.shape, proposal.dtype), step_keys, episodes)
+
+
+def rollout(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compact: bool = True) -> Episodes:
+    """Play one episode a key. Decisions after the first `num_slots` of an episode are taken but not recorded.
+
+    Each episode draws from its own key, so the result does not depend on `compact`.
+    """
+    batch = keys.shape[0]
+    carry = start(env, policy, keys, num_slots)
+    sizes = batch_sizes(batch, compact)
+
+    def body_of_scan(carry: Carry, t: Array) -> tuple[Carry, None]:
+        return advance(env, policy, carry, t), None
+
+    def chunk_of(size: int) -> Any:
+        def chunk(carry: Carry, t: Array) -> Carry:
+            times = t + jnp.arange(STEPS_BETWEEN_COMPACTIONS)
+            if size == batch:
+                return jax.lax.scan(body_of_scan, carry, times)[0]
+            live = jnp.argsort(carry.step.timestep.done, stable=True)[:size]
+            small = jax.tree.map(lambda x: x[live], carry)
+            small, _ = jax.lax.scan(body_of_scan, small, times)
+            return jax.tree.map(lambda x, y: x.at[live].set(y, unique_indices=True), carry, small)
+
+        return chunk
+
+    def body(loop: tuple[Carry, Array]) -> tuple[Carry, Array]:
+        carry, t = loop
+        live = jnp.sum(~carry.step.timestep.done)
+        smallest = jnp.sum(live <= jnp.array(sizes)) - 1  # sizes fall, so the last that holds them all
+        carry = jax.lax.switch(smallest, [chunk_of(size) for size in sizes], carry, t)
+        return carry, t + STEPS_BETWEEN_COMPACTIONS
+
+    def unfinished(loop: tuple[Carry, Array]) -> Array:
+        carry, t = loop
+        return (t < env.horizon) & ~carry.step.timestep.done.all()
+
+    carry, _ = jax.lax.while_loop(unfinished, body, (carry, jnp.int32(0)))
+    return carry.episodes
+
+
+def _split(keys: Array) -> tuple[Array, Array]:
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _decide(policy: Policy, step: DecisionStep, memory: Any, keys: Array, t: Array) -> tuple[Any, Array, Array]:
+    """(memory after, proposed actions [B, ...], their log-probabilities [B])."""
+    distribution, memory = policy.step(step.input, memory, t)
+    action = jax.vmap(lambda d, key: d.sample(key))(distribution, keys)
+    return memory, action, distribution.log_prob(action)
+
+
+def advance(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> Carry:
+    """One primitive step of every episode: decide where asked, record, act."""
+    step, episodes, decide = carry.step, carry.episodes, carry.step.decide
+    keys = jax.vmap(jax.random.fold_in, (0, None))(carry.keys, t)
+    decide_keys, act_keys = _split(keys)
+    memory, proposal, log_prob = _decide(policy, step, carry.memory, decide_keys, t)
+    select = lambda new, old: jnp.where(decide.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    if not env.always_decides:
+        memory = jax.tree.map(select, memory, carry.memory)
+    action = select(proposal, carry.action)
+
+    slot = jnp.where(decide, episodes.num_decisions, episodes.decisions.mask.shape[1])  # past the end: dropped
+    rows = jnp.arange(len(slot))
+    record = Decisions(step.input, action, log_prob, decide, jnp.full_like(slot, t))
+    write = lambda slots, value: slots.at[rows, slot].set(value, mode="drop", unique_indices=True)
+    decisions = jax.tree.map(write, episodes.decisions, record)
+
+    was_done = step.timestep.done
+    env_state, step = env.step(act_keys, carry.env, action, t)
+    episodes = Episodes(
+        decisions=decisions,
+        returns=episodes.returns + jnp.where(was_done, 0.0, step.timestep.reward),
+        success=episodes.success | (step.timestep.success & ~was_done),
+        length=episodes.length + ~was_done,
+        num_decisions=episodes.num_decisions + decide,
+    )
+    return Carry(env_state, step, memory, action, carry.keys, episodes)

@@ -1,0 +1,35 @@
+"""Process-wide settings that must be made before JAX is imported."""
+
+import ctypes
+import os
+import sys
+
+# mallopt parameters of glibc, from malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
+
+
+def keep_freed_memory() -> None:
+    """Make glibc's allocator reuse the memory that XLA frees after every call.
+
+    By default each execution maps and unmaps its temporaries (67 MB in the quickstart's base training), and the
+    page faults cost a quarter of the step. Elsewhere than on Linux with glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_MMAP_THRESHOLD, 2**31 - 1)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_TOP_PAD, 2**28)
+    mallopt(_ARENA_MAX, 1)
+
+
+def setup() -> None:
+    """Call first in every script: allocator, quiet logs, persistent compilation cache."""
+    keep_freed_memory()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cache = os.environ.get("INTERNAL_RL_COMPILE_CACHE", os.path.expanduser("~/.cache/internal_rl/jax"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1.0")

@@ -1,0 +1,132 @@
+"""Supervised controllers (Fig. 4): one low-rank linear controller a subgoal, a diagnostic of the base model.
+
+They are trained with the true subgoal of every step and activated in order in closed loop. If these cannot steer
+the base model to unseen orders, no discovered latent will.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from envs.api import Environment
+from internal_rl import checkpoint
+from internal_rl.config import Config
+from internal_rl.internal_env import ControlledEnv
+from internal_rl.objectives import masked_mean
+from internal_rl.stages.pretrain import load_base
+from internal_rl.tracking import Tracker
+from internal_rl.train_loop import init_state, make_optimiser, make_update
+from internal_rl.train_loop import run as run_loop
+from internal_rl.trajectories import Batch, bucketed_batches, load, whole
+
+
+def init_controllers(config: Config, num_subgoals: int) -> dict[str, jax.Array]:
+    """A and B of every controller, each [subgoals, rank, D]; small, so that control starts near nothing."""
+    key_a, key_b = jax.random.split(jax.random.key(config.seed + 2))
+    shape = (num_subgoals, config.controllers.rank, config.model.width)
+    return {"a": jax.random.normal(key_a, shape) / 8, "b": jax.random.normal(key_b, shape) / 8}
+
+
+def goal_control(
+    params: dict[str, jax.Array], e: Float[Array, "... D"], subgoal: Int[Array, "..."]
+) -> Float[Array, "... D"]:
+    """e + B_k^T A_k e with the controller k = subgoal of each step.
+
+    All controllers read, and all but one are masked before any writes: two dense products instead of a gather of
+    weights for every step.
+    """
+    subgoals, rank, width = params["a"].shape
+    inner = e @ params["a"].reshape(-1, width).T
+    chosen = jnp.repeat(jax.nn.one_hot(subgoal, subgoals), rank, axis=-1)
+    return e + (inner * chosen) @ params["b"].reshape(-1, width)
+
+
+def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
+    """Train the controllers, save them to controllers/, and measure them on the post-training task."""
+    settings = config.controllers
+    base_graph, base_params = load_base(config, env, run_dir)
+    data = load(run_dir / "data" / ("star" if config.collect.on_the_fly else "train"), labels=True)
+    batches = bucketed_batches(data, config.discover.num_buckets, settings.batch_size, config.seed + 3)
+
+    def inputs(step: int) -> tuple[Any, Batch, np.ndarray]:
+        index = batches.draw(step)
+        return base_params, batches.gather(index), data.labels["subgoal"][np.maximum(index, 0)]
+
+    def log_probs(params: Any, base_params: Any, batch: Batch, subgoal: jax.Array) -> jax.Array:
+        base = nnx.merge(base_graph, base_params)
+        e = base.unroll_lower(batch.observation, batch.first)
+        prediction = base.unroll_upper(goal_control(params, e, subgoal), batch.first)
+        return prediction.action.log_prob(batch.action.astype(jnp.int32))
+
+    def loss_fn(params: Any, step: jax.Array, base_params: Any, batch: Batch, subgoal: jax.Array):
+        nll = -masked_mean(log_probs(params, base_params, batch, subgoal), batch.mask)
+        return nll, {"nll": nll}
+
+    valid, labels = whole(load(run_dir / "data" / "valid", labels=True), settings.episodes)
+    valid_log_probs = jax.jit(log_probs)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        values = valid_log_probs(params, base_params, valid, labels["subgoal"].astype(np.int32))
+        return {"valid_nll": float(-np.asarray(values)[valid.mask].mean())}
+
+    optimiser = make_optimiser(settings.optim, settings.steps)
+    state = run_loop(
+        make_update(loss_fn, optimiser),
+        init_state(init_controllers(config, config.env.num_colours), optimiser),
+        inputs,
+        stage="controllers",
+        steps=settings.steps,
+        tracker=tracker,
+        directory=run_dir / "controllers",
+        log_every=config.tracker.log_every,
+        checkpoint_every=config.checkpoint_every,
+        evaluate=evaluate,
+        evaluate_every=settings.steps,
+    )
+    checkpoint.save(run_dir / "controllers" / "params", state.params, {"stage": "controllers", "step": int(state.step)})
+    key = jax.random.fold_in(jax.random.key(config.seed), 4_000)
+    closed_loop = measure(post_env, base_graph, base_params, state.params, key, settings.episodes)
+    return {"nll": evaluate(state.params)["valid_nll"], **closed_loop}
+
+
+def load_controllers(config: Config, run_dir: Path) -> dict[str, jax.Array]:
+    """The trained controllers of a run."""
+    like = init_controllers(config, config.env.num_colours)
+    return checkpoint.restore(run_dir / "controllers" / "params", like)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 5))
+def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int):
+    controlled = ControlledEnv(env, nnx.merge(base_graph, base_params))
+
+    def advance(state: Any, t: jax.Array):
+        keys = jax.random.split(jax.random.fold_in(key, t + 1), episodes)
+        subgoal = jax.vmap(lambda pinpad: pinpad.subgoal)(state.env.pinpad)
+        state = controlled.step(keys, state, goal_control(params, state.e, subgoal), t)
+        return state, None
+
+    start = controlled.reset(jax.random.split(jax.random.fold_in(key, 0), episodes))
+    final, _ = jax.lax.scan(advance, start, jnp.arange(env.horizon))
+    return final.env.pinpad
+
+
+def measure(
+    env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int
+) -> dict[str, Any]:
+    """Success of the true-goal controllers on the task of `env`, and for each of its transitions the share of
+    the episodes that reached it and then made it, under "position: from>to"."""
+    pinpad = _play(env, base_graph, base_params, params, key, episodes)
+    task, reached = np.asarray(pinpad.task)[0], np.asarray(pinpad.index)
+    task = task[task >= 0]
+    by_transition = {}
+    for position, colour in enumerate(task):
+        came = int((reached >= position).sum())
+        name = f"{position}: {task[position - 1]}>{colour}" if position else f"0: start>{colour}"
+        by_transition[name] = float((reached > position).sum() / came) if came else None
+    return {"success": float((reached == len(task)).mean()), "by_transition": by_transition}

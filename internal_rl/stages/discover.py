@@ -1,0 +1,186 @@
+"""Stage 3: train the metacontroller, self-supervised, around the frozen base model (App. C.4)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from envs.api import Environment
+from internal_rl import checkpoint
+from internal_rl.analysis.codes import Codes, nearest_neighbour_accuracy, same_subgoal_latents, segment_codes
+from internal_rl.analysis.switching import switching_scores
+from internal_rl.config import Config
+from internal_rl.models.backbone import Backbone
+from internal_rl.models.metacontroller import Inference, Metacontroller
+from internal_rl.objectives import elbo, warm_up
+from internal_rl.stages.pretrain import load_base, make_log_probs, yardsticks
+from internal_rl.tracking import Tracker
+from internal_rl.train_loop import init_state, make_optimiser, make_update
+from internal_rl.train_loop import run as run_loop
+from internal_rl.trajectories import Batch, bucketed_batches, load, whole
+
+DIAGNOSTIC_EPISODES = 1_024
+
+
+def build(config: Config, seed: int | None = None) -> tuple[Any, Any]:
+    """(graphdef, params) of a fresh metacontroller."""
+    rngs = nnx.Rngs(config.seed + 1 if seed is None else seed)
+    graphdef, params = nnx.split(Metacontroller(config.metacontroller, config.model, rngs), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def steer(
+    base: Backbone, metacontroller: Metacontroller, batch: Batch, key: jax.Array
+) -> tuple[Inference, jax.Array]:
+    """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model."""
+    e = base.unroll_lower(batch.observation, batch.first)
+    inference = metacontroller.infer(e, batch.mask, key)
+    prediction = base.unroll_upper(metacontroller.control(e, inference.latent), batch.first)
+    return inference, prediction.action.log_prob(batch.action.astype(jnp.int32))
+
+
+def discovery_loss(
+    config: Config, base_graph: Any, graphdef: Any
+) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """Loss of (params, step, base_params, batch, key). With `discover.cotrain` params hold the base model too."""
+    discover = config.discover
+
+    def loss_fn(params: Any, step: jax.Array, base_params: Any, batch: Batch, key: jax.Array):
+        base = nnx.merge(base_graph, params["base"] if discover.cotrain else base_params)
+        inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key)
+        alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
+        parts = elbo(log_prob, inference.posterior.kl_to_standard(), alpha, batch.mask)
+        kl_per_episode = parts.kl * batch.mask.sum() / batch.mask.shape[0]
+        metrics = {"loss": parts.loss, "nll": parts.nll, "kl": parts.kl, "kl_per_episode": kl_per_episode}
+        return parts.loss, {**metrics, "alpha": alpha}
+
+    return loss_fn
+
+
+class Diagnostics:
+    """Everything that is measured on held-out episodes, from base and metacontroller parameters."""
+
+    def __init__(self, config: Config, env: Environment, run_dir: Path, base_graph: Any, graphdef: Any):
+        self.batch, self.labels = whole(load(run_dir / "data" / "valid", labels=True), DIAGNOSTIC_EPISODES)
+        self.base_log_probs = make_log_probs(base_graph)
+        self.key = jax.random.fold_in(jax.random.key(config.seed), 77)
+
+        @jax.jit
+        def infer(base_params: Any, params: Any, batch: Batch, key: jax.Array):
+            return steer(nnx.merge(base_graph, base_params), nnx.merge(graphdef, params), batch, key)
+
+        @jax.jit
+        def log_prob_under(base_params: Any, params: Any, batch: Batch, latent: jax.Array):
+            base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
+            e = base.unroll_lower(batch.observation, batch.first)
+            prediction = base.unroll_upper(metacontroller.control(e, latent), batch.first)
+            return prediction.action.log_prob(batch.action.astype(jnp.int32))
+
+        @jax.jit
+        def prior_latents(base_params: Any, params: Any, batch: Batch, key: jax.Array):
+            base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
+            e = base.unroll_lower(batch.observation, batch.first)
+            proposals = jax.random.normal(key, (*batch.mask.shape, config.metacontroller.latent))
+            return metacontroller.integrate(e, metacontroller.past(e, batch.mask), proposals)[1]
+
+        self.infer, self.log_prob_under, self.prior_latents = infer, log_prob_under, prior_latents
+
+    def _nll(self, log_prob: Any) -> float:
+        return float(-np.asarray(log_prob)[self.batch.mask].mean())
+
+    def scores(self, base_params: Any, params: Any) -> dict[str, float]:
+        """The numbers that are logged during training."""
+        mask = self.batch.mask
+        inference, log_prob = self.infer(base_params, params, self.batch, self.key)
+        latent = np.asarray(inference.latent)
+        permuted = np.roll(latent, 1, axis=0)
+        kl = np.where(mask, np.asarray(inference.posterior.kl_to_standard()), 0)
+        under = lambda z: self._nll(self.log_prob_under(base_params, params, self.batch, z))
+        return {
+            "valid_nll": self._nll(log_prob),
+            "nll_zero": under(np.zeros_like(latent)),
+            "nll_permuted": under(permuted),
+            "nll_prior": under(self.prior_latents(base_params, params, self.batch, self.key)),
+            "nll_same_code": under(
+                same_subgoal_latents(self.codes(inference), self.labels["subgoal"], mask, np.random.default_rng(0))
+            ),
+            "base_nll": self._nll(self.base_log_probs(base_params, self.batch)),
+            "kl": float(kl[mask].mean()),
+            "kl_per_episode": float(kl.sum(1).mean()),
+            **switching_scores(np.asarray(inference.switch), self.labels["subgoal"], mask),
+            **yardsticks(self.labels, mask),
+        }
+
+    def codes(self, inference: Inference) -> Codes:
+        """Latents of the completed segments."""
+        target = self.batch.target.astype(np.int64)
+        return segment_codes(np.asarray(inference.latent), self.labels["subgoal"], target, self.batch.mask)
+
+    def save(self, base_params: Any, params: Any, directory: Path) -> dict[str, Any]:
+        """Store what the report draws; returns the accuracies of the codes."""
+        inference, _ = self.infer(base_params, params, self.batch, self.key)
+        codes = self.codes(inference)
+        count = 12
+        directory.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            directory / "diagnostics.npz",
+            switch=np.asarray(inference.switch)[:count],
+            subgoal=self.labels["subgoal"][:count],
+            mask=self.batch.mask[:count],
+            code_latent=codes.latent,
+            code_subgoal=codes.subgoal,
+            code_place=codes.place,
+            code_ordinal=codes.ordinal,
+        )
+        return {label: nearest_neighbour_accuracy(codes, label) for label in ("subgoal", "place")}
+
+
+def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
+    """Train the metacontroller and save it to metacontroller/; returns the diagnostics."""
+    discover = config.discover
+    base_graph, base_params = load_base(config, env, run_dir)
+    graphdef, params = build(config)
+    diagnostics = Diagnostics(config, env, run_dir, base_graph, graphdef)
+    data = load(run_dir / "data" / ("train" if discover.noise is None else "star"))
+    batches = bucketed_batches(data, discover.num_buckets, discover.batch_size, config.seed + 1)
+    key = jax.random.fold_in(jax.random.key(config.seed), 31)
+    trained = {"metacontroller": params, **({"base": base_params} if discover.cotrain else {})}
+
+    def evaluate(params: Any) -> dict[str, float]:
+        return diagnostics.scores(params.get("base", base_params), params["metacontroller"])
+
+    optimiser = make_optimiser(discover.optim, discover.steps)
+    state = run_loop(
+        make_update(discovery_loss(config, base_graph, graphdef), optimiser),
+        init_state(trained, optimiser),
+        lambda step: (base_params, batches(step), jax.random.fold_in(key, step)),
+        stage="discover",
+        steps=discover.steps,
+        tracker=tracker,
+        directory=run_dir / "discover",
+        log_every=config.tracker.log_every,
+        checkpoint_every=config.checkpoint_every,
+        evaluate=evaluate,
+        evaluate_every=discover.valid_every,
+    )
+    params, base_params = state.params["metacontroller"], state.params.get("base", base_params)
+    metadata = {"stage": "discover", "step": int(state.step)}
+    checkpoint.save(run_dir / "metacontroller", params, metadata)
+    if discover.cotrain:  # later stages must act with the base model that the metacontroller was trained with
+        checkpoint.save(run_dir / "base_cotrained", base_params, metadata)
+    scores = evaluate(state.params)
+    accuracy = diagnostics.save(base_params, params, run_dir / "discover")
+    return {**scores, "nll": scores["valid_nll"], "code_accuracy": accuracy, "padding": batches.padding}
+
+
+def load_metacontroller(config: Config, env: Environment, run_dir: Path) -> tuple[Any, Any, Any, Any]:
+    """(base graphdef, base params, metacontroller graphdef, its params) of a run."""
+    base_graph, base_params = load_base(config, env, run_dir)
+    if config.discover.cotrain:
+        base_params = checkpoint.restore(run_dir / "base_cotrained", base_params)
+    graphdef, params = build(config)
+    return base_graph, base_params, graphdef, checkpoint.restore(run_dir / "metacontroller", params)

@@ -1,0 +1,119 @@
+"""Stage 2: train the base model on behaviour (App. C.1)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from envs.api import Environment
+from internal_rl import checkpoint
+from internal_rl.config import Config
+from internal_rl.models.backbone import Backbone
+from internal_rl.objectives import behaviour_loss
+from internal_rl.stages import collect
+from internal_rl.tracking import Tracker
+from internal_rl.train_loop import init_state, make_optimiser, make_update
+from internal_rl.train_loop import run as run_loop
+from internal_rl.trajectories import Batch, load, packed_batches, whole
+
+EVALUATION_CHUNK = 512  # episodes a forward pass
+
+
+def build(config: Config, env: Environment, seed: int | None = None) -> tuple[Any, Any]:
+    """(graphdef, params) of a fresh base model."""
+    model = Backbone(env, config.model, nnx.Rngs(config.seed if seed is None else seed))
+    graphdef, params = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+def pretraining_loss(graphdef: Any, weight: float) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
+    """Loss of (params, step, batch): -log p(a_t) - weight log p(o_{t+1}), means over real steps (App. C.1)."""
+
+    def loss_fn(params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        prediction = nnx.merge(graphdef, params).unroll(batch.observation, batch.first)
+        action = prediction.action.log_prob(batch.action.astype(jnp.int32))
+        target = prediction.target.log_prob(batch.target.astype(jnp.int32))
+        loss, nll, target_nll = behaviour_loss(action, target, weight, batch.mask)
+        return loss, {"loss": loss, "nll": nll, "next_observation_loss": target_nll}
+
+    return loss_fn
+
+
+def drop_history(batch: Batch, probability: float, seed: tuple[int, int]) -> Batch:
+    """Start an episode anew at random steps, so that the model also learns to act without its past."""
+    if probability == 0:
+        return batch
+    wiped = np.random.default_rng((*seed, 1)).random(batch.first.shape) < probability
+    return batch.replace(first=batch.first | wiped)
+
+
+def make_log_probs(graphdef: Any) -> Callable[[Any, Batch], np.ndarray]:
+    """A function (params, batch of whole episodes) -> log p(a_t) [B, T] on the host, computed in chunks."""
+
+    @jax.jit
+    def log_probs(params: Any, batch: Batch) -> jax.Array:
+        prediction = nnx.merge(graphdef, params).unroll(batch.observation, batch.first)
+        return prediction.action.log_prob(batch.action.astype(jnp.int32))
+
+    def all_log_probs(params: Any, batch: Batch) -> np.ndarray:
+        count = len(batch.mask)
+        chunks = [jax.tree.map(lambda x, i=i: x[i : i + EVALUATION_CHUNK], batch) for i in range(0, count, EVALUATION_CHUNK)]
+        return np.concatenate([np.asarray(log_probs(params, chunk)) for chunk in chunks])
+
+    return all_log_probs
+
+
+def yardsticks(labels: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
+    """Exact NLLs of the best predictors of these very labels, nats a step."""
+    return {
+        "bayes_nll": float(-labels["bayes_log_prob"][mask].mean()),
+        "oracle_nll": float(-labels["oracle_log_prob"][mask].mean()),
+    }
+
+
+def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
+    """Train the base model and save it to base/; returns its NLL beside the yardsticks."""
+    pretrain = config.pretrain
+    graphdef, params = build(config, env)
+    valid, labels = whole(load(run_dir / "data" / "valid", labels=True))
+    exact = yardsticks(labels, valid.mask)
+    log_probs = make_log_probs(graphdef)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        return {"valid_nll": float(-log_probs(params, valid)[valid.mask].mean()), **exact}
+
+    if config.collect.on_the_fly:
+        batches = collect.on_the_fly(config, env, config.seed)
+        padding = 1 - float(valid.mask.mean())
+    else:
+        data = load(run_dir / "data" / "train")
+        batches = packed_batches(data, pretrain.row_length, pretrain.batch_size, config.seed)
+        padding = batches.padding
+    optimiser = make_optimiser(pretrain.optim, pretrain.steps)
+    update = make_update(pretraining_loss(graphdef, pretrain.next_observation_weight), optimiser)
+    state = run_loop(
+        update,
+        init_state(params, optimiser),
+        lambda step: (drop_history(batches(step), pretrain.history_dropout, (config.seed, step)),),
+        stage="pretrain",
+        steps=pretrain.steps,
+        tracker=tracker,
+        directory=run_dir / "pretrain",
+        log_every=config.tracker.log_every,
+        checkpoint_every=config.checkpoint_every,
+        evaluate=evaluate,
+        evaluate_every=pretrain.valid_every,
+    )
+    checkpoint.save(run_dir / "base", state.params, {"stage": "pretrain", "step": int(state.step)})
+    scores = evaluate(state.params)
+    return {"nll": scores["valid_nll"], **exact, "padding": padding}
+
+
+def load_base(config: Config, env: Environment, run_dir: Path) -> tuple[Any, Any]:
+    """(graphdef, params) of the trained base model of a run."""
+    graphdef, params = build(config, env)
+    return graphdef, checkpoint.restore(run_dir / "base", params)

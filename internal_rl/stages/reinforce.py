@@ -1,0 +1,246 @@
+"""Stage 4: PPO with the batch-relative advantage, over latents (internal RL) or raw actions (Algorithm 3).
+
+One algorithm and one code for both: they differ only in the decision environment and the policy.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+
+from envs.api import Environment
+from internal_rl import checkpoint
+from internal_rl.config import Config
+from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
+from internal_rl.models.policy import LatentPolicy, Policy, RawPolicy
+from internal_rl.objectives import Surrogate, batch_relative_advantage, clipped_surrogate, global_norm
+from internal_rl.rollout import Decisions, Episodes, rollout
+from internal_rl.stages.discover import load_metacontroller
+from internal_rl.stages.pretrain import load_base
+from internal_rl.tracking import Tracker, progress
+from internal_rl.train_loop import Interrupted, make_optimiser, stop_flag
+
+Algorithm = Literal["internal_rl", "raw_rl"]
+MICRO_BATCH = 512  # episodes of one backward pass; gradients are summed over the batch
+
+
+@struct.dataclass
+class LearnerState:
+    """Everything a resumed run needs. update: int32, updates done."""
+
+    params: Any
+    optimiser: Any
+    update: jax.Array
+
+
+@struct.dataclass
+class Frozen:
+    """Parameters that RL acts through and does not train."""
+
+    base: Any
+    metacontroller: Any
+
+
+class Learner:
+    """The pure functions of one algorithm on one task: `init`, `update`, `play`."""
+
+    def __init__(self, config: Config, env: Environment, algorithm: Algorithm, graphs: dict[str, Any]):
+        """env: with the post-training task. graphs: graphdefs of "base", "metacontroller" and "policy"."""
+        self.config, self.env, self.algorithm, self.graphs = config, env, algorithm, graphs
+        rl = config.reinforce
+        self.num_slots = rl.max_decisions if algorithm == "internal_rl" else env.horizon
+        self.optimiser = make_optimiser(rl.optim, rl.episodes // rl.batch_size * rl.epochs)
+        if algorithm == "raw_rl" and rl.head_only:
+            self.optimiser = optax.chain(optax.transforms.selective_transform(self.optimiser, freeze_mask=_all_but_head))
+
+    def init(self, key: jax.Array, frozen: Frozen) -> LearnerState:
+        """A learner before its first update. The raw policy starts as the base model."""
+        if self.algorithm == "raw_rl":
+            params = frozen.base
+        else:
+            policy = LatentPolicy(
+                self.config.model.width, self.config.metacontroller.latent, self.config.policy, nnx.Rngs(key)
+            )
+            params = nnx.to_pure_dict(nnx.state(policy, nnx.Param))
+        return LearnerState(params, self.optimiser.init(params), jnp.zeros((), jnp.int32))
+
+    def policy(self, params: Any) -> Policy:
+        """The policy with these parameters."""
+        model = nnx.merge(self.graphs["base" if self.algorithm == "raw_rl" else "policy"], params)
+        return RawPolicy(model) if self.algorithm == "raw_rl" else model
+
+    def decision_env(self, frozen: Frozen) -> DecisionEnv:
+        """What the policy acts in."""
+        if self.algorithm == "raw_rl":
+            return RawEnv(self.env)
+        base = nnx.merge(self.graphs["base"], frozen.base)
+        return InternalEnv(self.env, base, nnx.merge(self.graphs["metacontroller"], frozen.metacontroller))
+
+    def play(self, params: Any, frozen: Frozen, key: jax.Array, episodes: int) -> Episodes:
+        """Fresh episodes of the policy."""
+        compact = not self.config.reinforce.vmap_seeds  # under vmap a switch would run every branch
+        keys = jax.random.split(key, episodes)
+        return rollout(self.decision_env(frozen), self.policy(params), keys, self.num_slots, compact)
+
+    def update(self, state: LearnerState, frozen: Frozen, key: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
+        """Play a batch and take `epochs` clipped steps on it.
+
+        Where all returns are equal every advantage, hence the gradient, is exactly zero: nothing is computed.
+        """
+        episodes = self.play(state.params, frozen, key, self.config.reinforce.batch_size)
+        advantage = batch_relative_advantage(episodes.returns)
+        informative = episodes.returns.max() > episodes.returns.min()
+        learn = lambda params, optimiser: self._learn(params, optimiser, episodes.decisions, advantage)
+        skip = lambda params, optimiser: (params, optimiser, Surrogate(*jnp.zeros(3)), jnp.float32(0))
+        params, optimiser, surrogate, grad_norm = jax.lax.cond(informative, learn, skip, state.params, state.optimiser)
+        metrics = {
+            "success": episodes.success.mean(),
+            "return_mean": episodes.returns.mean(),
+            "episode_length": episodes.length.mean(),
+            "num_switches": episodes.num_decisions.mean(),
+            "approx_kl": surrogate.approx_kl,
+            "clip_fraction": surrogate.clip_fraction,
+            "grad_norm": grad_norm,
+            "updated": informative,
+        }
+        if self.algorithm == "internal_rl":
+            metrics["policy_std"] = jnp.exp(params["log_std"]).mean()
+        return LearnerState(params, optimiser, state.update + 1), metrics
+
+    def _learn(self, params: Any, optimiser: Any, decisions: Decisions, advantage: jax.Array):
+        batch = decisions.mask.shape[0]
+        pieces = batch // MICRO_BATCH if batch % MICRO_BATCH == 0 else 1
+        cut = lambda x: x.reshape(pieces, -1, *x.shape[1:])
+        micro = jax.tree.map(cut, (decisions, advantage))
+        total = jnp.maximum(decisions.mask.sum(), 1)
+
+        def loss_fn(params: Any, piece: tuple[Decisions, jax.Array]) -> tuple[jax.Array, Surrogate]:
+            chosen, advantage = piece
+            log_prob = self.policy(params).unroll(chosen.input).log_prob(chosen.action)
+            clip = self.config.reinforce.clip
+            surrogate = clipped_surrogate(log_prob, chosen.log_prob, advantage, chosen.mask, clip)
+            weighted = jax.tree.map(lambda x: x * chosen.mask.sum() / total, surrogate)
+            return weighted.loss, weighted
+
+        def epoch(carry: tuple[Any, Any], _: None):
+            params, optimiser = carry
+
+            def accumulate(sums: Any, piece: Any) -> tuple[Any, None]:
+                (_, surrogate), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, piece)
+                return jax.tree.map(jnp.add, sums, (gradient, surrogate)), None
+
+            zeros = (jax.tree.map(jnp.zeros_like, params), Surrogate(*jnp.zeros(3)))
+            (gradient, surrogate), _ = jax.lax.scan(accumulate, zeros, micro)
+            updates, optimiser = self.optimiser.update(gradient, optimiser, params)
+            return (optax.apply_updates(params, updates), optimiser), (surrogate, global_norm(gradient))
+
+        (params, optimiser), (surrogates, norms) = jax.lax.scan(
+            epoch, (params, optimiser), None, self.config.reinforce.epochs
+        )
+        last = jax.tree.map(lambda x: x[-1], surrogates)
+        return params, optimiser, last, norms.mean()
+
+
+def _all_but_head(params: Any) -> Any:
+    is_head = lambda path: any(getattr(key, "key", None) == "action_head" for key in path)
+    return jax.tree_util.tree_map_with_path(lambda path, _: not is_head(path), params)
+
+
+def make_learner(config: Config, env: Environment, run_dir: Path, algorithm: Algorithm) -> tuple[Learner, Frozen]:
+    """The learner on the trained models of a run."""
+    if algorithm == "raw_rl":
+        base_graph, base_params = load_base(config, env, run_dir)
+        return Learner(config, env, algorithm, {"base": base_graph}), Frozen(base_params, {})
+    base_graph, base_params, graphdef, params = load_metacontroller(config, env, run_dir)
+    policy = LatentPolicy(config.model.width, config.metacontroller.latent, config.policy, nnx.Rngs(0))
+    graphs = {"base": base_graph, "metacontroller": graphdef, "policy": nnx.graphdef(policy)}
+    return Learner(config, env, algorithm, graphs), Frozen(base_params, params)
+
+
+def seed_key(config: Config, algorithm: Algorithm, rl_seed: int) -> jax.Array:
+    """The key of one RL seed of one run."""
+    stream = {"internal_rl": 1_000, "raw_rl": 2_000}[algorithm]
+    return jax.random.fold_in(jax.random.key(config.seed), stream + rl_seed)
+
+
+def run_seed(
+    config: Config, env: Environment, run_dir: Path, tracker: Tracker, algorithm: Algorithm, rl_seed: int
+) -> dict[str, Any]:
+    """Train one seed (resuming it if it was interrupted) and test it on fresh episodes; returns its result."""
+    return train_seeds(config, env, run_dir, {rl_seed: tracker}, algorithm)[rl_seed]
+
+
+def train_seeds(
+    config: Config, env: Environment, run_dir: Path, trackers: dict[int, Tracker], algorithm: Algorithm
+) -> dict[int, dict[str, Any]]:
+    """Train the seeds that `trackers` names: one as it is, several as one vmapped program.
+
+    Saves each policy to ALGORITHM/seed_K/policy. Returns success before and after training, and seconds.
+    """
+    rl, seeds = config.reinforce, sorted(trackers)
+    learner, frozen = make_learner(config, env, run_dir, algorithm)
+    keys = jnp.stack([seed_key(config, algorithm, seed) for seed in seeds])
+    over_seeds = jax.vmap if len(seeds) > 1 else _single
+    init = jax.jit(over_seeds(lambda key: learner.init(jax.random.fold_in(key, 0), frozen)))
+    update = jax.jit(over_seeds(lambda state, key, n: learner.update(state, frozen, jax.random.fold_in(key, n)), (0, 0, None)))
+    test = jax.jit(over_seeds(lambda params, key: test_success(learner, params, frozen, key)))
+
+    name = "-".join(map(str, seeds))
+    running, updates = run_dir / algorithm / f"seed_{name}" / "running", rl.episodes // rl.batch_size
+    state = init(keys)
+    before = test(state.params, keys)
+    if checkpoint.exists(running):
+        state = checkpoint.restore(running, state)
+    start, began = int(state.update[0]), time.monotonic()
+    every = max(1, updates // 20)
+    with stop_flag() as stop, progress(updates, f"{algorithm} seed {name}", initial=start) as bar:
+        for index in range(start, updates):
+            state, metrics = update(state, keys, index + 1)
+            metrics, done = jax.device_get(metrics), index + 1
+            speed = len(seeds) * (done - start) * rl.batch_size / (time.monotonic() - began)
+            for row, seed in enumerate(seeds):
+                scores = {name: float(values[row]) for name, values in metrics.items()}
+                trackers[seed].log(algorithm, done * rl.batch_size, {**scores, "episodes_per_second": speed})
+            bar.update(1, success=f"{metrics['success'].mean():.3f}")
+            if stop.requested or (done % every == 0 and done < updates):
+                checkpoint.save(running, state, {"stage": algorithm, "update": done})
+            if stop.requested:
+                raise Interrupted(f"{algorithm} seed {name} stopped after update {done} and saved")
+    after, results = test(state.params, keys), {}
+    seconds = round(time.monotonic() - began, 1)
+    for row, seed in enumerate(seeds):
+        policy = jax.tree.map(lambda x, row=row: x[row], state.params)
+        metadata = {"stage": algorithm, "episodes": rl.episodes}
+        checkpoint.save(run_dir / algorithm / f"seed_{seed}" / "policy", policy, metadata)
+        results[seed] = {"success": float(after[row]), "before": float(before[row]), "seconds": seconds}
+    return results
+
+
+def _single(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+    """`vmap` over an axis of length 1 without its cost: a `switch` or `cond` keeps running one branch only."""
+
+    def call(*args: Any) -> Any:
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        inner = [
+            jax.tree.map(lambda x: x[0], arg) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True)
+        ]
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*inner))
+
+    return call
+
+
+def test_success(learner: Learner, params: Any, frozen: Frozen, key: jax.Array) -> jax.Array:
+    """Success over `test_episodes` fresh episodes, latents and actions sampled; the key fixes the episodes."""
+    episodes = learner.config.reinforce.test_episodes
+    return learner.play(params, frozen, jax.random.fold_in(key, 999_999_999), episodes).success.mean()
+
+
+def load_policy(config: Config, learner: Learner, frozen: Frozen, run_dir: Path, rl_seed: int) -> Any:
+    """Parameters of a trained policy."""
+    like = learner.init(seed_key(config, learner.algorithm, rl_seed), frozen).params
+    return checkpoint.restore(run_dir / learner.algorithm / f"seed_{rl_seed}" / "policy", like)

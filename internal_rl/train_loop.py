@@ -1,0 +1,155 @@
+"""The one gradient-step loop: step, log, evaluate, checkpoint, resume, stop cleanly; and the optimiser it steps."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from internal_rl import checkpoint
+from internal_rl.config import OptimConfig
+from internal_rl.objectives import global_norm
+from internal_rl.tracking import Tracker, progress
+
+Params = Any
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a resumed run needs. step: int32, gradient steps done."""
+
+    params: Params
+    optimiser: Any
+    step: jax.Array
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop and has saved its state; the same command continues it."""
+
+
+def make_optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW as configured: decay on matrices only; the observation embedding may have its own undecayed rate."""
+
+    def adamw(rate: float, decay: float) -> optax.GradientTransformation:
+        schedule = optax.warmup_cosine_decay_schedule(
+            init_value=rate / max(config.warmup_steps, 1),
+            peak_value=rate,
+            warmup_steps=config.warmup_steps,
+            decay_steps=max(steps, config.warmup_steps + 1),
+            end_value=rate * config.final_fraction,
+        )
+        matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
+        return optax.adamw(schedule, config.b1, config.b2, weight_decay=decay, mask=matrices)
+
+    rest = adamw(config.learning_rate, config.weight_decay)
+    optimiser = rest
+    if config.embedding_learning_rate is not None:
+        embedding = adamw(config.embedding_learning_rate, 0.0)
+        optimiser = optax.partition({"embedding": embedding, "rest": rest}, _label_embedding)
+    clip = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
+    return optax.chain(*clip, optimiser)
+
+
+def _label_embedding(params: Params) -> Params:
+    is_embedding = lambda path: any(getattr(key, "key", None) == "embedding" for key in path)
+    return jax.tree_util.tree_map_with_path(lambda path, _: "embedding" if is_embedding(path) else "rest", params)
+
+
+def init_state(params: Params, optimiser: optax.GradientTransformation) -> TrainState:
+    """A state before the first step."""
+    return TrainState(params, optimiser.init(params), jnp.zeros((), jnp.int32))
+
+
+def make_update(
+    loss_fn: Callable[..., tuple[jax.Array, Metrics]], optimiser: optax.GradientTransformation
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A jitted (state, *inputs) -> (state, metrics) around `loss_fn(params, step, *inputs) -> (loss, metrics)`."""
+
+    @jax.jit
+    def update(state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
+        (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.step, *inputs)
+        updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {**metrics, "grad_norm": global_norm(gradients)}
+        return TrainState(params, optimiser_state, state.step + 1), metrics
+
+    return update
+
+
+def run(
+    update: Callable[..., tuple[TrainState, Metrics]],
+    state: TrainState,
+    inputs: Callable[[int], tuple],
+    *,
+    stage: str,
+    steps: int,
+    tracker: Tracker,
+    directory: Path,
+    log_every: int,
+    checkpoint_every: int,
+    evaluate: Callable[[Params], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+) -> TrainState:
+    """Take gradient steps up to `steps`, from the checkpoint in `directory` if there is one.
+
+    inputs(step) gives the arguments of `update` after the state. Metrics are fetched one log line late, so that
+    the host never waits for the step it has just sent. Raises Interrupted after SIGINT or SIGTERM, once saved.
+    """
+    running = directory / "running"
+    if checkpoint.exists(running):
+        state = checkpoint.restore(running, state)
+    start, began, pending = int(state.step), time.monotonic(), None
+    with stop_flag() as stop, progress(steps, stage, initial=start) as bar:
+        for step in range(start, steps):
+            state, metrics = update(state, *inputs(step))
+            bar.update(1)
+            done = step + 1
+            if done % log_every == 0 or done == steps:
+                if pending is not None:
+                    tracker.log(stage, *_fetch(pending))
+                pending = (done, metrics)
+            if evaluate and (done % evaluate_every == 0 or done == steps):
+                scores = evaluate(state.params)
+                rate = (done - start) / (time.monotonic() - began)
+                tracker.log(stage, done, {**scores, "steps_per_second": rate})
+            if stop.requested or (done % checkpoint_every == 0 and done < steps):
+                checkpoint.save(running, state, {"stage": stage, "step": done})
+            if stop.requested:
+                raise Interrupted(f"{stage} stopped after step {done} and saved; run the same command to continue")
+        if pending is not None:
+            tracker.log(stage, *_fetch(pending))
+    return state
+
+
+def _fetch(pending: tuple[int, Metrics]) -> tuple[int, dict[str, float]]:
+    step, metrics = pending
+    return step, {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+class StopFlag:
+    """`requested` turns True when the process is asked to stop."""
+
+    requested = False
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """Turns SIGINT and SIGTERM into a flag while it is open (in the main thread)."""
+    flag = StopFlag()
+
+    def request(*_: Any) -> None:
+        flag.requested = True
+
+    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

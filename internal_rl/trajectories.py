@@ -1,0 +1,234 @@
+"""Behaviour datasets: ragged episodes on disk and in memory, and how they are cut into batches.
+
+Steps of all episodes lie end to end, observations compact (indices of a multi-hot vector, never the vector).
+Subgoal labels and yardsticks are kept in files of their own: they are for analysis, no model reads them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+ARRAYS = ("observation", "action", "target", "length")
+LABELS = ("subgoal", "oracle_log_prob", "bayes_log_prob")
+
+
+class DatasetError(ValueError):
+    """A dataset on disk that is missing, damaged or not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """S steps of E episodes, end to end.
+
+    observation: [S, ...] o_t; action: [S] recorded a_t; target: [S] what o_{t+1} shows (`target_spec`);
+    length: int32 [E]; labels: each [S] (`LABELS`), for analysis only.
+    """
+
+    observation: np.ndarray
+    action: np.ndarray
+    target: np.ndarray
+    length: np.ndarray
+    labels: dict[str, np.ndarray]
+
+    @property
+    def offset(self) -> np.ndarray:
+        """First step of each episode, [E]."""
+        return np.cumsum(self.length) - self.length
+
+
+@struct.dataclass
+class Batch:
+    """Rows of steps. observation: [B, T, ...]; action, target: [B, T]; mask: bool [B, T], True at real steps;
+    first: bool [B, T], True where an episode starts."""
+
+    observation: Any
+    action: Any
+    target: Any
+    mask: Any
+    first: Any
+
+
+def concatenate(parts: list[Behaviour]) -> Behaviour:
+    """Join datasets end to end."""
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
+    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
+    return Behaviour(**joined, labels=labels)
+
+
+# --- on disk ---------------------------------------------------------------------------------------------
+
+
+def save_shards(shards: Iterator[Behaviour], directory: Path, manifest: dict[str, Any]) -> None:
+    """Write shards and, last, the manifest with the hash of every file; an unfinished save has no manifest."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files, episodes, steps = {}, 0, 0
+    for index, shard in enumerate(shards):
+        arrays = {name: getattr(shard, name) for name in ARRAYS}
+        for name, content in ((f"behaviour-{index:05d}.npz", arrays), (f"labels-{index:05d}.npz", shard.labels)):
+            np.savez(directory / name, **content)
+            files[name] = _sha256(directory / name)
+        episodes, steps = episodes + len(shard.length), steps + len(shard.action)
+    full = {**manifest, "episodes": episodes, "steps": steps, "sha256": files}
+    (directory / "manifest.json").write_text(json.dumps(full, indent=2) + "\n")
+
+
+def load(directory: Path, labels: bool = False) -> Behaviour:
+    """Read a dataset, checking every file against the manifest; raises DatasetError naming the file."""
+    try:
+        files = json.loads((directory / "manifest.json").read_text())["sha256"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise DatasetError(f"{directory / 'manifest.json'}: no finished dataset here; collect it again") from error
+    parts = []
+    for name in sorted(name for name in files if name.startswith("behaviour-")):
+        arrays = _load_checked(directory / name, files[name])
+        label_name = name.replace("behaviour-", "labels-")
+        extra = _load_checked(directory / label_name, files[label_name]) if labels else {}
+        parts.append(Behaviour(**arrays, labels=extra))
+    return concatenate(parts)
+
+
+def _load_checked(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    if not path.exists():
+        raise DatasetError(f"{path}: listed in the manifest but missing; delete {path.parent} and collect again")
+    if _sha256(path) != sha256:
+        raise DatasetError(f"{path}: content differs from the manifest; delete {path.parent} and collect again")
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+def pack(length: np.ndarray, row_length: int, rng: np.random.Generator) -> list[list[int]]:
+    """Episodes for each row of `row_length` steps: each row takes the longest one left, then the longest that
+    still fits, until none does. Equal lengths are taken in random order."""
+    by_length: list[list[int]] = [[] for _ in range(row_length + 1)]
+    for episode in rng.permutation(len(length)):
+        by_length[length[episode]].append(int(episode))
+    rows, longest = [], row_length
+    while True:
+        while longest and not by_length[longest]:
+            longest -= 1
+        if not longest:
+            return rows
+        row, room = [], row_length
+        fitting = longest
+        while fitting:
+            if by_length[fitting]:
+                row.append(by_length[fitting].pop())
+                room -= fitting
+                fitting = min(fitting, room)
+            else:
+                fitting -= 1
+        rows.append(row)
+
+
+def length_buckets(length: np.ndarray, num_buckets: int) -> list[int]:
+    """At most `num_buckets` row lengths that waste the fewest steps when each episode takes the shortest that fits."""
+    values, counts = np.unique(length, return_counts=True)
+    below = np.concatenate([[0], np.cumsum(counts)])  # episodes shorter than values[i]
+    # cost[k][j]: fewest steps (padding included) of the j shortest lengths in k rows' lengths
+    cost = np.where(np.arange(len(values) + 1) == 0, 0.0, np.inf)
+    choices = []
+    for _ in range(min(num_buckets, len(values))):
+        table = cost[:, None] + (below[None, 1:] - below[:, None]) * values[None]
+        table = np.where(np.arange(len(values) + 1)[:, None] <= np.arange(len(values))[None], table, np.inf)
+        choices.append(table.argmin(0))
+        cost = np.concatenate([[0.0], table.min(0)])
+    edges, j = [], len(values)
+    for choice in reversed(choices):
+        if j == 0:
+            break
+        edges.append(int(values[j - 1]))
+        j = int(choice[j - 1])
+    return sorted(edges)
+
+
+class Batches:
+    """Random batches of whole episodes, a pure function of (seed, step), so that a resumed run sees the same ones.
+
+    `rows` groups of equal width are drawn in proportion to the steps they hold; each batch has about the
+    same number of steps whatever the width of its rows.
+    """
+
+    def __init__(self, data: Behaviour, groups: list[np.ndarray], batch_size: int, seed: int):
+        """groups: each int32 [rows, width] of step indices, -1 for padding; batch_size: episodes a batch on average."""
+        self.data, self.groups, self.seed = data, groups, seed
+        real = np.array([(group >= 0).sum() for group in groups], float)
+        self.share = real / real.sum()
+        tokens = batch_size * len(data.action) / len(data.length)
+        fill = [(group >= 0).mean() for group in groups]
+        self.rows = [
+            max(1, round(tokens / (group.shape[1] * f))) for group, f in zip(groups, fill, strict=True)
+        ]
+        self.first = np.zeros(len(data.action), bool)
+        self.first[data.offset] = True
+        self.padding = float(1 - real.sum() / sum(group.size for group in groups))
+
+    def __call__(self, step: int) -> Batch:
+        return self.gather(self.draw(step))
+
+    def draw(self, step: int) -> np.ndarray:
+        """Step indices [B, T] of batch number `step`, -1 for padding."""
+        rng = np.random.default_rng((self.seed, step))
+        group = rng.choice(len(self.groups), p=self.share)
+        return self.groups[group][rng.integers(len(self.groups[group]), size=self.rows[group])]
+
+    def gather(self, index: np.ndarray) -> Batch:
+        """The batch of step indices [B, T] (-1: padding)."""
+        mask, index = index >= 0, np.maximum(index, 0)
+        data = self.data
+        first = self.first[index] & mask
+        first[:, 0] = True
+        # Padding follows the last episode of a row; as an episode of its own it cannot disturb that one.
+        first[:, 1:] |= mask[:, :-1] & ~mask[:, 1:]
+        return Batch(data.observation[index], data.action[index], data.target[index], mask, first)
+
+
+def packed_batches(data: Behaviour, row_length: int, batch_size: int, seed: int) -> Batches:
+    """Batches of rows that hold several episodes end to end (0: one episode a row)."""
+    row_length = row_length or int(data.length.max())
+    rng = np.random.default_rng(seed)
+    rows = pack(data.length, row_length, rng)
+    index = np.full((len(rows), row_length), -1, np.int32)
+    offset = data.offset
+    for row, episodes in enumerate(rows):
+        steps = np.concatenate([np.arange(offset[e], offset[e] + data.length[e]) for e in episodes])
+        index[row, : len(steps)] = steps
+    return Batches(data, [index], batch_size, seed)
+
+
+def bucketed_batches(data: Behaviour, num_buckets: int, batch_size: int, seed: int) -> Batches:
+    """Batches of one episode a row, rows of a batch being of one of `num_buckets` lengths."""
+    groups, shorter = [], 0
+    for edge in length_buckets(data.length, num_buckets):
+        episodes = np.flatnonzero((data.length > shorter) & (data.length <= edge))
+        groups.append(episode_rows(data, episodes, edge))
+        shorter = edge
+    return Batches(data, groups, batch_size, seed)
+
+
+def episode_rows(data: Behaviour, episodes: np.ndarray, width: int) -> np.ndarray:
+    """Step indices int32 [len(episodes), width] of one episode a row, -1 for padding."""
+    index = data.offset[episodes][:, None] + np.arange(width)
+    return np.where(np.arange(width) < data.length[episodes][:, None], index, -1).astype(np.int32)
+
+
+def whole(data: Behaviour, episodes: int | None = None) -> tuple[Batch, dict[str, np.ndarray]]:
+    """The first `episodes` as one padded batch [B, T] (T the longest), with its labels [B, T]."""
+    count = min(episodes or len(data.length), len(data.length))
+    index = episode_rows(data, np.arange(count), int(data.length[:count].max()))
+    batch = Batches(data, [index], 1, 0).gather(index)
+    return jax.tree.map(np.asarray, batch), {name: label[np.maximum(index, 0)] for name, label in data.labels.items()}

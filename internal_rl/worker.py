@@ -1,0 +1,31 @@
+"""One RL seed of a run in a process of its own: `python -m internal_rl.worker RUN_DIR ALGORITHM SEED CORE`."""
+
+from internal_rl import runtime
+
+runtime.setup()
+
+import os  # noqa: E402
+import sys  # noqa: E402
+
+from internal_rl.experiment import load_run  # noqa: E402
+from internal_rl.stages import reinforce  # noqa: E402
+from internal_rl.train_loop import Interrupted  # noqa: E402
+
+
+def main(directory: str, algorithm: str, rl_seed: str, core: str) -> int:
+    """Train and test one seed; the exit status is 3 if it was interrupted and saved."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core)})
+    run, seed = load_run(directory), int(rl_seed)
+    with run.tracker(seed=seed) as tracker:
+        try:
+            result = reinforce.run_seed(run.config, run.post_env, run.directory, tracker, algorithm, seed)  # type: ignore[arg-type]
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            return 3
+    run.finish(f"{algorithm}_{seed}", result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

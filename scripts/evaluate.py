@@ -1,0 +1,50 @@
+"""Success of a run's trained policies on fresh episodes, on the run's task or on another task or layout.
+
+    python scripts/evaluate.py RUN_DIR [--algorithm raw_rl] [--task 0-1-2] [--episodes 2048] [--seed 0]
+                               [--map-seed 7] [--first-map 0]
+"""
+
+from internal_rl import runtime
+
+runtime.setup()
+
+import argparse  # noqa: E402
+import sys  # noqa: E402
+
+import jax  # noqa: E402
+
+from internal_rl.config import ConfigError  # noqa: E402
+from internal_rl.experiment import load_run  # noqa: E402
+from internal_rl.stages.reinforce import load_policy, make_learner  # noqa: E402
+
+
+def main() -> None:
+    """Print one line a policy."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir")
+    parser.add_argument("--algorithm", choices=("internal_rl", "raw_rl"), default="internal_rl")
+    parser.add_argument("--task", help="colours to visit, such as 0-1-2; default: the run's post-training task")
+    parser.add_argument("--episodes", type=int, default=2_048)
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes")
+    parser.add_argument("--map-seed", type=int, help="another pool of maps than the run's")
+    parser.add_argument("--first-map", type=int, help="offset into the pool")
+    arguments = parser.parse_args()
+    changes = {"post_tasks": arguments.task, "map_seed": arguments.map_seed, "first_map": arguments.first_map}
+    try:
+        run = load_run(arguments.run_dir, **{key: value for key, value in changes.items() if value is not None})
+        learner, frozen = make_learner(run.config, run.post_env, run.directory, arguments.algorithm)
+        play = jax.jit(learner.play, static_argnums=3)
+        for rl_seed in range(run.config.reinforce.num_seeds):
+            params = load_policy(run.config, learner, frozen, run.directory, rl_seed)
+            episodes = play(params, frozen, jax.random.key(arguments.seed), arguments.episodes)
+            print(
+                f"{arguments.algorithm} seed {rl_seed} on {run.config.env.post_tasks}: "
+                f"success {float(episodes.success.mean()):.3f}, steps {float(episodes.length.mean()):.1f}, "
+                f"decisions {float(episodes.num_decisions.mean()):.1f} ({arguments.episodes} episodes)"
+            )
+    except (ConfigError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

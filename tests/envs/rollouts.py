@@ -1,0 +1,69 @@
+"""Batches of episodes, as NumPy arrays, shared by the tests of the grid world."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def batch(episode, num_episodes, seed=0):
+    """`episode(key)` for many keys, fetched to NumPy."""
+    return jax.device_get(jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(seed), num_episodes)))
+
+
+def expert_episode(env, expert, key):
+    """One episode of the expert, run to the horizon. Arrays are per step [T] unless said.
+
+    cells [T + 1]; alive: the step was taken; bayes, oracle: log-probabilities of the labels.
+    """
+    reset_key, act_key = jax.random.split(key)
+    state, _ = env.reset(reset_key)
+    plan = expert.plan(state)
+
+    def step(before, key):
+        action, label = expert.act(key, plan, before)
+        after, timestep = env.step(before, action)
+        return after, {
+            "action": action,
+            "label": label,
+            "subgoal": before.pinpad.subgoal,
+            "alive": ~before.done,
+            "entered": timestep.entered,
+            "success": timestep.success,
+            "cell": after.agent,
+        }
+
+    _, steps = jax.lax.scan(step, state, jax.random.split(act_key, env.horizon))
+    cells = jnp.append(state.agent, steps.pop("cell"))
+    return steps | {
+        "objects": state.objects,
+        "task": state.pinpad.task,
+        "cells": cells,
+        "bayes": expert.bayes_log_prob(plan, state.objects, cells, steps["label"]),
+        "oracle": expert.oracle_log_prob(plan, cells[:-1], steps["label"], steps["subgoal"]),
+        "clean": plan.expert[steps["subgoal"], cells[:-1]],
+        "labels": plan.labels[steps["subgoal"], cells[:-1]],
+    }
+
+
+def expert_episodes(env, expert, num_episodes, seed=0):
+    return batch(partial(expert_episode, env, expert), num_episodes, seed)
+
+
+def random_episode(env, key):
+    """One episode of uniformly random actions: the first and all later time steps, run to the horizon."""
+    reset_key, act_key = jax.random.split(key)
+    state, first = env.reset(reset_key)
+    actions = jax.random.randint(act_key, (env.horizon,), 0, 4)
+    _, steps = jax.lax.scan(env.step, state, actions)
+    return state, actions, first, steps
+
+
+def random_episodes(env, num_episodes, seed=0):
+    return batch(partial(random_episode, env), num_episodes, seed)
+
+
+def nll(episodes, name):
+    """Mean negative log-probability over the steps taken."""
+    return -float(np.mean(episodes[name][episodes["alive"]]))

@@ -1,0 +1,205 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.api import Discrete, make
+from envs.gridworld import UNREACHABLE, GridWorld
+from tests.envs import reference
+from tests.envs.rollouts import batch
+
+UP, RIGHT, DOWN, LEFT = range(4)
+# . . 0    cells 0 1 2
+# . # .          3 4 5
+# 1 . .          6 7 8
+LAYOUT = [2, 6, 4]
+
+
+def play(env, actions, agent=0, task=(0, 1), objects=LAYOUT):
+    """The time steps of a list of actions, the first one included."""
+    state, timestep = env.start(jnp.array(objects), agent, jnp.array(task), len(task))
+    timesteps, step = [timestep], jax.jit(env.step)
+    for action in actions:
+        state, timestep = step(state, action)
+        timesteps.append(timestep)
+    return state, timesteps
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------
+
+
+def test_a_full_episode_by_hand(hand_world):
+    _, steps = play(hand_world, [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT])
+    assert [int(s.target) for s in steps] == [0, 1, 2, 5, 8, 7, 6]
+    assert [int(s.entered) for s in steps] == [-1, -1, 0, -1, -1, -1, 1]
+    assert [float(s.reward) for s in steps] == [0, 0, 0, 0, 0, 0, 1]
+    assert [bool(s.done) for s in steps] == [False] * 6 + [True]
+    assert [bool(s.success) for s in steps] == [False] * 6 + [True]
+    assert steps[-1].reward.dtype == jnp.float32
+
+
+def test_a_move_off_the_grid_or_into_a_wall_is_a_bump(hand_world):
+    for cell, bumps in {0: [UP, LEFT], 1: [UP, DOWN], 3: [LEFT, RIGHT], 5: [RIGHT, LEFT], 7: [UP, DOWN]}.items():
+        for action in range(4):
+            _, steps = play(hand_world, [action], agent=cell)
+            assert (int(steps[1].target) == cell) == (action in bumps), (cell, action)
+
+
+def test_moves_do_not_wrap_around_rows(hand_world):
+    _, steps = play(hand_world, [RIGHT], agent=5)  # 6 comes next in the numbering
+    assert int(steps[1].target) == 5
+
+
+def test_the_wrong_colour_ends_the_episode_without_reward(hand_world):
+    _, steps = play(hand_world, [DOWN, DOWN])
+    assert [bool(s.done) for s in steps] == [False, False, True]
+    assert int(steps[-1].entered) == 1
+    assert not any(bool(s.success) or float(s.reward) for s in steps)
+
+
+def test_staying_on_a_colour_is_no_visit_but_coming_back_is(hand_world):
+    state, steps = play(hand_world, [RIGHT, RIGHT, UP, RIGHT])  # two bumps on the colour just visited
+    assert int(state.pinpad.index) == 1
+    assert [int(s.entered) for s in steps[-2:]] == [-1, -1]
+    assert not bool(steps[-1].done)
+    _, steps = play(hand_world, [RIGHT, RIGHT, LEFT, RIGHT])
+    assert bool(steps[-1].done) and not bool(steps[-1].success)
+
+
+def test_the_horizon_ends_the_episode(hand_world):
+    _, steps = play(hand_world, [UP] * 8)
+    assert [bool(s.done) for s in steps] == [False] * 8 + [True]
+    assert not bool(steps[-1].success)
+
+
+def test_success_at_the_horizon_counts(hand_world):
+    _, steps = play(hand_world, [UP, UP, RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT])
+    assert bool(steps[-1].done) and bool(steps[-1].success) and float(steps[-1].reward) == 1
+
+
+@pytest.mark.parametrize("ending", [[DOWN, DOWN], [UP] * 8, [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT]])
+def test_after_the_end_nothing_changes(hand_world, ending):
+    before, _ = play(hand_world, ending)
+    for action in range(4):
+        after, timestep = hand_world.step(before, action)
+        assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+        assert bool(timestep.done) and not bool(timestep.success)
+        assert float(timestep.reward) == 0 and int(timestep.entered) == -1
+
+
+def test_distances_by_hand(hand_world):
+    distances = np.asarray(hand_world.distances(jnp.array(LAYOUT)))
+    # The wall (cell 4) and the other colour have the distance of leaving them.
+    assert distances[0].tolist() == [2, 1, 0, 3, 2, 1, 4, 3, 2]
+    assert distances[1].tolist() == [2, 3, 4, 1, 2, 3, 0, 1, 2]
+
+
+def test_a_colour_blocks_the_way_to_another(hand_world):
+    # 0 1 .    colour 0 sits in a corner behind colour 1 and a wall
+    # # . .
+    distances = np.asarray(hand_world.distances(jnp.array([0, 1, 3])))
+    assert distances[0].tolist() == [0, 1] + [UNREACHABLE] * 1 + [1] + [UNREACHABLE] * 5
+
+
+# --- observations ----------------------------------------------------------------------------------------------
+
+
+def test_observation_size_of_the_paper(paper_world):
+    assert (paper_world.observation_spec.size, paper_world.observation_spec.active) == (637, 13)
+    assert (paper_world.horizon, paper_world.tasks.length) == (100, 6)
+    assert (paper_world.action_spec, paper_world.target_spec) == (Discrete(4), Discrete(49))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "indices"),
+    [
+        # cell * 4 channels + channel, for two colours, the wall and the agent
+        ("allocentric", 36, [2 * 4 + 0, 6 * 4 + 1, 4 * 4 + 2, 0 * 4 + 3]),
+        # object * 25 + (row offset + 2) * 5 + column offset + 2, then the agent's cell
+        ("egocentric", 84, [2 * 5 + 4, 25 + 4 * 5 + 2, 50 + 3 * 5 + 3, 75 + 0]),
+        ("egocentric_hidden", 75, [2 * 5 + 4, 25 + 4 * 5 + 2, 50 + 3 * 5 + 3]),
+    ],
+)
+def test_observations_by_hand(kind, size, indices):
+    env = GridWorld(size=3, num_colours=2, num_walls=1, horizon=8, tasks="0-1", observation=kind)
+    _, steps = play(env, [])
+    assert (env.observation_spec.size, env.observation_spec.active) == (size, len(indices))
+    assert steps[0].observation.tolist() == indices
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------
+
+
+@given(st.permutations(range(16)))
+@settings(max_examples=60, deadline=None)
+def test_distances_and_acceptance_equal_breadth_first_search(crowded_world, cells):
+    objects, agent = cells[:8], cells[8]
+    distances = np.asarray(jax.jit(crowded_world.distances)(jnp.array(objects)))
+    for goal in range(4):
+        expected = reference.bfs(4, objects, 4, goal)
+        assert distances[goal].tolist() == [expected.get(cell, UNREACHABLE) for cell in range(16)]
+    accepted = jax.jit(crowded_world._solvable)(jnp.array(objects), agent)
+    assert bool(accepted) == reference.solvable(4, objects, 4, agent)
+
+
+def test_every_layout_drawn_can_be_solved_whatever_the_task(crowded_world):
+    state, _ = batch(crowded_world.reset, 500)
+    assert len({tuple(objects) for objects in state.objects.tolist()}) == 500
+    for objects, agent in zip(state.objects.tolist(), state.agent.tolist(), strict=True):
+        assert len({*objects, agent}) == 9
+        assert reference.solvable(4, objects, 4, agent)
+    placements = jax.vmap(crowded_world._draw_placement)(jax.random.split(jax.random.key(0), 500))
+    bare = [reference.solvable(4, o, 4, a) for o, a in zip(*(p.tolist() for p in placements), strict=True)]
+    assert np.mean(bare) < 0.9  # or the test above would prove little
+
+
+def test_accepted_layouts_do_not_favour_tasks(crowded_world):
+    """First colours stay uniform on the crowded world: a chi-square of 3 degrees of freedom, 0.1%: 16.3."""
+    counts = np.bincount(batch(crowded_world.reset, 2000)[0].pinpad.task[:, 0], minlength=4)
+    assert ((counts - 500) ** 2 / 500).sum() < 16.3
+
+
+def small_pool(num_maps, first_map=0):
+    return GridWorld(4, 3, 3, 20, "ring:2", num_maps=num_maps, first_map=first_map)
+
+
+def test_pools_of_disjoint_ranges_differ_and_overlapping_ones_agree():
+    three, later, overlap = small_pool(3), small_pool(3, first_map=3), small_pool(2, first_map=1)
+    maps = {tuple(m) for m in np.concatenate([three.maps, later.maps]).tolist()}
+    assert len(maps) == 6
+    assert (overlap.maps == three.maps[1:]).all()
+
+
+def test_a_pool_draws_all_its_maps_with_valid_starts():
+    env = small_pool(3)
+    state, _ = batch(env.reset, 400)
+    for index, objects in enumerate(env.maps.tolist()):
+        here = state.map_index == index
+        assert (state.objects[here] == objects).all()
+        valid = {c for c in set(range(16)) - set(objects) if reference.solvable(4, objects, 3, c)}
+        assert set(state.agent[here].tolist()) == valid  # every valid start occurs, no other
+    assert set(state.map_index.tolist()) == {0, 1, 2}
+
+
+def test_one_map_stays_the_same_across_resets():
+    env = small_pool(1)
+    state, _ = batch(env.reset, 50)
+    assert (state.objects == state.objects[0]).all()
+    assert len(set(state.agent.tolist())) > 1
+    assert not set(state.agent.tolist()) & set(state.objects[0].tolist())
+
+
+# --- errors ----------------------------------------------------------------------------------------------------
+
+
+def test_impossible_settings_name_the_keys():
+    with pytest.raises(ValueError, match=r"do not fit on 3 x 3 cells; raise env\.size or lower env\.num_colours"):
+        GridWorld(size=3, num_colours=5, num_walls=4, tasks="ring:2")
+    with pytest.raises(ValueError, match=r"too few solvable layouts.*raise env\.size"):
+        GridWorld(size=3, num_colours=5, num_walls=3, tasks="ring:2")
+    with pytest.raises(ValueError, match=r"env\.num_colours > 7"):
+        GridWorld(num_colours=6)
+    with pytest.raises(KeyError, match=r"unknown environment 'gridwold'; known: .*gridworld"):
+        make("gridwold")

@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.gridworld import GridWorld
+from envs.gridworld_expert import GridExpert
+from tests.envs import reference
+from tests.envs.rollouts import expert_episodes, nll
+
+UP, RIGHT, DOWN, LEFT = range(4)
+LAYOUT = [2, 6, 4]  # as in test_gridworld: colours in two corners, a wall in the middle
+KINDS = ["none", "epsilon", "injection"]
+
+
+def plan(env, objects, **noise):
+    state, _ = env.start(jnp.array(objects), 0, jnp.array([0, 1]), 2)
+    expert = GridExpert(env, **noise)
+    return expert, state, expert.plan(state)
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------
+
+
+def test_optimal_actions_by_hand(hand_world):
+    _, _, solved = plan(hand_world, LAYOUT)
+    chances = np.asarray(solved.expert)
+    assert chances[0, 0].tolist() == [0, 1, 0, 0]  # to the top right corner
+    assert chances[0, 3].tolist() == [1, 0, 0, 0]  # up: down would enter colour 1
+    assert chances[0, 8].tolist() == [1, 0, 0, 0]
+    assert chances[1, 2].tolist() == [0, 0, 0.5, 0.5]  # from one colour to the other, either way around
+    assert chances[0, 6].tolist() == [0.5, 0.5, 0, 0]
+    assert (chances[0, 2] == 0).all() and (chances[1, 6] == 0).all()  # nowhere to go from the goal
+
+
+def test_noise_by_hand(hand_world):
+    _, _, solved = plan(hand_world, LAYOUT, noise=0.3, kind="injection")
+    # On cell 1 right enters colour 0, so noise is up, down (bumps) or left, a tenth each.
+    np.testing.assert_allclose(solved.executed[0, 1], [0.1, 0.7, 0.1, 0.1], atol=1e-6)
+    np.testing.assert_allclose(solved.executed[1, 1], [0.1, 0, 0.1, 0.8], atol=1e-6)
+    np.testing.assert_allclose(solved.labels[0, 1], [0, 1, 0, 0], atol=1e-6)
+    _, _, solved = plan(hand_world, LAYOUT, noise=0.3, kind="epsilon")
+    np.testing.assert_allclose(solved.labels[0, 1], [0.1, 0.7, 0.1, 0.1], atol=1e-6)
+    _, _, solved = plan(hand_world, LAYOUT, noise=0.3, kind="none")
+    np.testing.assert_allclose(solved.executed[0, 1], [0, 1, 0, 0], atol=1e-6)
+
+
+def test_noise_never_leads_into_a_pocket_behind_a_colour(hand_world):
+    # . 0 .    from cell 0 the only way out is colour 0
+    # # . .
+    # . . 1
+    _, _, solved = plan(hand_world, [1, 8, 3], noise=0.3, kind="epsilon")
+    third = 0.7 / 3 + 0.1  # right and down (twice the same length) and noise
+    assert solved.executed[1, 1, LEFT] == 0
+    np.testing.assert_allclose(solved.executed[1, 1], [0.1, 0.35 + 0.1, 0.35 + 0.1, 0], atol=1e-6)
+    assert third < 0.45  # up is a bump: noise only
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_act_draws_from_the_plan(hand_world, kind):
+    """On colour 0 with goal 1: two optimal actions; an injected action tells nothing about its label."""
+    expert, state, solved = plan(hand_world, LAYOUT, noise=0.4, kind=kind)
+    state, _ = hand_world.step(state, RIGHT)
+    state, _ = hand_world.step(state, RIGHT)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    executed, labels = jax.jit(jax.vmap(lambda key: expert.act(key, solved, state)))(keys)
+    joint = np.zeros((4, 4))
+    np.add.at(joint, (np.asarray(executed), np.asarray(labels)), 1 / len(keys))
+    play, say = np.asarray(solved.executed[1, 2]), np.asarray(solved.expert[1, 2])
+    expected = np.outer(play, say) if kind == "injection" else np.diag(play)
+    np.testing.assert_allclose(joint, expected, atol=0.015)
+
+
+def test_noise_outside_the_unit_interval_is_refused(hand_world):
+    for noise in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=rf"collect\.noise={noise} is a probability"):
+            GridExpert(hand_world, noise=noise, kind="epsilon")
+
+
+# --- whole episodes --------------------------------------------------------------------------------------------
+
+
+def test_without_noise_the_expert_succeeds_on_a_shortest_path(crowded_world):
+    episodes = expert_episodes(crowded_world, GridExpert(crowded_world), 300)
+    assert episodes["success"].any(1).all()
+    for objects, task, cells, alive in zip(*(episodes[k] for k in ("objects", "task", "cells", "alive")), strict=True):
+        cell, length = int(cells[0]), 0
+        for colour in task.tolist():
+            length += reference.bfs(4, objects.tolist(), 4, colour)[cell]
+            cell = int(objects[colour])
+        assert alive.sum() == length
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "injection"])
+def test_noise_enters_no_colour_and_loses_none(crowded_world, kind):
+    episodes = expert_episodes(crowded_world, GridExpert(crowded_world, 0.5, kind), 300)
+    alive = episodes["alive"]
+    chance = np.take_along_axis(episodes["clean"], episodes["action"][..., None], -1)[..., 0]
+    noise = alive & (chance == 0)
+    assert noise.sum() > 0.1 * alive.sum()
+    assert (episodes["entered"][noise] == -1).all()
+    entered = alive & (episodes["entered"] >= 0)
+    assert (episodes["entered"][entered] == episodes["subgoal"][entered]).all()  # no mistake
+    assert (episodes["success"].any(1) | (alive.sum(1) == crowded_world.horizon)).all()
+    label = np.take_along_axis(episodes["clean"], episodes["label"][..., None], -1)[..., 0]
+    assert (label[alive] > 0).all() == (kind == "injection")
+    for objects, cells, steps in zip(episodes["objects"].tolist(), episodes["cells"], alive.sum(1), strict=True):
+        distances = [reference.bfs(4, objects, 4, goal) for goal in range(4)]
+        assert all(cell in distance for cell in cells[: steps + 1].tolist() for distance in distances)
+
+
+# --- the yardsticks --------------------------------------------------------------------------------------------
+
+
+SPECS = {"ring:3": {}, "0-1-2,0-1-3,2-0,1-3-0-2,2-0-1,0-1-0": {"num_maps": 2}}
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def tiny_world(request):
+    return GridWorld(4, 4, 2, 30, request.param, **SPECS[request.param]), request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bayes_equals_the_sum_over_all_tasks(tiny_world, kind):
+    env, spec = tiny_world
+    episodes = expert_episodes(env, GridExpert(env, 0.3, kind), 60)
+    tasks = reference.all_tasks(spec, 4)
+    for objects, cells, labels, alive, found in zip(
+        *(episodes[key].tolist() for key in ("objects", "cells", "label", "alive", "bayes")), strict=True
+    ):
+        steps = sum(alive)
+        expert = reference.Expert(4, objects, 4, 0.3, kind)
+        expected = reference.bayes_log_prob(expert, tasks, cells[: steps + 1], labels[:steps])
+        np.testing.assert_allclose(found[:steps], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_telling_the_subgoal_helps_and_no_knowledge_beats_chance(tiny_world, kind):
+    env, _ = tiny_world
+    episodes = expert_episodes(env, GridExpert(env, 0.3, kind), 1000, seed=1)
+    assert 0 < nll(episodes, "oracle") < nll(episodes, "bayes") - 0.02 < np.log(4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_one_task_both_yardsticks_are_the_entropy_of_the_expert(kind):
+    env = GridWorld(4, 3, 2, 30, "0-2-1-0")
+    episodes = expert_episodes(env, GridExpert(env, 0.3, kind), 1000)
+    alive = episodes["alive"]
+    np.testing.assert_allclose(episodes["bayes"][alive], episodes["oracle"][alive], atol=1e-5)
+    chances = episodes["labels"][alive]
+    entropy = -np.sum(chances * np.log(np.where(chances > 0, chances, 1)), -1).mean()
+    assert entropy > 0.05
+    assert abs(nll(episodes, "bayes") - entropy) < 0.02

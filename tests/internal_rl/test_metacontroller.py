@@ -1,0 +1,237 @@
+"""The metacontroller: what it reads, when it switches, what it writes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internal_rl.models.layers import rms_normalise
+from internal_rl.models.metacontroller import Metacontroller
+
+BATCH, LENGTH, WIDTH, LATENT = 3, 6, 8, 3
+FULL = jnp.ones((BATCH, LENGTH), bool)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def weights(layer) -> np.ndarray:
+    return np.asarray(layer.kernel[...], np.float64)
+
+
+@pytest.fixture(scope="module")
+def metacontroller(make_metacontroller: Callable) -> Metacontroller:
+    return make_metacontroller()
+
+
+@pytest.fixture(scope="module", params=["gru", "hawk"])
+def infer(request: pytest.FixtureRequest, make_metacontroller: Callable) -> Callable:
+    """(e, mask) -> Inference with a fixed key."""
+    metacontroller = make_metacontroller(embedder=request.param)
+    return jax.jit(lambda e, mask: metacontroller.infer(e, mask, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def embed(make_metacontroller: Callable) -> dict[str, Callable]:
+    return {
+        embedder: jax.jit(make_metacontroller(embedder=embedder).embed_sequence)
+        for embedder in ("gru", "hawk")
+    }
+
+
+@pytest.fixture(scope="module")
+def integrate(metacontroller: Metacontroller) -> Callable:
+    """(e, proposals) -> (beta, z), for whole episodes."""
+    return jax.jit(lambda e, proposals: metacontroller.integrate(e, metacontroller.past(e, FULL), proposals))
+
+
+@pytest.fixture(scope="module")
+def proposals(normal: Callable) -> jax.Array:
+    return normal(BATCH, LENGTH, LATENT, seed=3)
+
+
+# --- control ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_a_zero_latent_leaves_the_stream_exactly_as_it_is(
+    make_metacontroller: Callable, stream: jax.Array, rank: int
+) -> None:
+    control = jax.jit(make_metacontroller(rank=rank).control)
+    np.testing.assert_array_equal(control(stream, jnp.zeros((BATCH, LENGTH, LATENT))), stream)
+    assert np.abs(control(stream, jnp.ones((BATCH, LENGTH, LATENT))) - stream).max() > 1e-3
+
+
+def test_the_hypernetwork_has_biases_only_where_asked(make_metacontroller: Callable) -> None:
+    assert [layer.bias for layer in make_metacontroller().hypernetwork.layers] == [None, None]
+    biased = make_metacontroller(hypernetwork_bias=True).hypernetwork
+    assert None not in [layer.bias for layer in biased.layers]
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 2), (0, WIDTH)])
+def test_control_is_linear_of_the_asked_rank(
+    make_metacontroller: Callable, normal: Callable, assert_close: Callable, rank: int, expected: int
+) -> None:
+    metacontroller = make_metacontroller(rank=rank, hypernetwork_width=20)
+    latent = normal(LATENT, seed=4) * 3
+    control = jax.jit(lambda e: metacontroller.control(e, jnp.broadcast_to(latent, (*e.shape[:-1], LATENT))))
+    # rows e of the identity give rows e U^T
+    matrix = np.asarray(control(jnp.eye(WIDTH)) - jnp.eye(WIDTH)).T
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    assert singular[expected - 1] > 1e-3 * singular[0]
+    assert (singular[expected:] < 1e-5 * singular[0]).all()
+
+    e = normal(5, WIDTH, seed=6)
+    assert_close(control(e), e + e @ matrix.T)
+    produced = np.asarray(metacontroller.hypernetwork(latent))
+    if rank:
+        a, b = np.split(produced.reshape(2 * rank, WIDTH), 2)
+        assert_close(matrix, b.T @ a / np.sqrt(WIDTH))
+    else:
+        assert_close(matrix, produced.reshape(WIDTH, WIDTH) / WIDTH)
+
+
+# --- switch and integration ------------------------------------------------------------------------------
+
+
+def numpy_integrate(metacontroller: Metacontroller, e: np.ndarray, past: np.ndarray, proposals: np.ndarray):
+    """Switch and latent one step after another; e is normalised."""
+    z, betas, latents = np.zeros((BATCH, LATENT)), [], []
+    for t in range(LENGTH):
+        hidden = np.concatenate([e[:, t], past[:, t]], -1) @ weights(metacontroller.switch_input)
+        hidden += np.asarray(metacontroller.switch_input.bias[...]) + z @ weights(
+            metacontroller.switch_latent
+        )
+        score = np.maximum(hidden, 0) @ weights(metacontroller.switch_output)
+        beta = (
+            sigmoid(score + np.asarray(metacontroller.switch_output.bias[...])) if t else np.ones((BATCH, 1))
+        )
+        z = beta * proposals[:, t] + (1 - beta) * z
+        betas.append(beta[:, 0])
+        latents.append(z)
+    return np.stack(betas, 1), np.stack(latents, 1)
+
+
+def test_switch_and_latent_against_numpy(
+    metacontroller: Metacontroller, integrate: Callable, stream: jax.Array, proposals: jax.Array
+) -> None:
+    switch, latent = integrate(stream, proposals)
+    past = np.asarray(metacontroller.past(stream, FULL))
+    expected = numpy_integrate(metacontroller, np.asarray(rms_normalise(stream)), past, np.asarray(proposals))
+    np.testing.assert_allclose(switch, expected[0], rtol=1e-4)
+    np.testing.assert_allclose(latent, expected[1], rtol=1e-4, atol=1e-5)
+    assert (np.asarray(switch)[:, 0] == 1).all()
+    assert ((np.asarray(switch) >= 0.5).mean(0)[1:] < 1).any() and (np.asarray(switch)[:, 1:] >= 0.5).any()
+
+
+def test_past_is_the_history_before_each_step(metacontroller: Metacontroller, stream: jax.Array) -> None:
+    past = jax.jit(metacontroller.past)
+    before, after = np.asarray(past(stream, FULL)), np.asarray(past(stream.at[:, 3].add(1.0), FULL))
+    assert (before[:, 0] == 0).all()
+    np.testing.assert_array_equal(after[:, :4], before[:, :4])
+    assert (np.abs(after - before)[:, 4].max(-1) > 1e-4).all()
+
+
+def test_the_switch_does_not_see_the_future(
+    integrate: Callable, stream: jax.Array, proposals: jax.Array
+) -> None:
+    before = integrate(stream, proposals)
+    after = integrate(stream.at[:, 4].add(1.0), proposals)
+    for x, y in zip(before, after, strict=True):
+        np.testing.assert_array_equal(np.asarray(x)[:, :4], np.asarray(y)[:, :4])
+    assert (np.abs(before[0] - after[0])[:, 4] > 1e-4).all()
+
+
+def test_the_switch_reads_the_latent_before_and_not_the_proposal(
+    integrate: Callable, stream: jax.Array, proposals: jax.Array
+) -> None:
+    before, after = (integrate(stream, x)[0] for x in (proposals, proposals.at[:, 2].add(2.0)))
+    change = np.abs(np.asarray(before) - np.asarray(after))
+    assert (change[:, :3] == 0).all()
+    assert (change[:, 3] > 1e-4).all()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_single_steps_equal_whole_sequences(
+    make_metacontroller: Callable, stream: jax.Array, proposals: jax.Array, hard: bool, assert_close: Callable
+) -> None:
+    """As in internal RL; its hard switch is the soft one where beta is 0 or 1."""
+    metacontroller = make_metacontroller()
+    if hard:
+        for layer in (metacontroller.switch_output.kernel, metacontroller.switch_output.bias):
+            layer[...] = layer[...] * 1e4
+    past = metacontroller.past(stream, FULL)
+    switch, latent = jax.jit(metacontroller.integrate)(stream, past, proposals)
+
+    history, z = metacontroller.init_history(BATCH), jnp.zeros((BATCH, LATENT))
+    read, advance = jax.jit(metacontroller.switch), jax.jit(metacontroller.advance_history)
+    for t in range(LENGTH):
+        beta = read(stream[:, t], history, z) if t else jnp.ones(BATCH)
+        if hard:
+            assert set(np.asarray(switch[:, t]).round(6)) <= {0, 1}
+            z = jnp.where(beta[:, None] >= 0.5, proposals[:, t], z)
+        else:
+            z = beta[:, None] * proposals[:, t] + (1 - beta[:, None]) * z
+        history = advance(stream[:, t], history)
+        np.testing.assert_allclose(beta, switch[:, t], atol=1e-5)
+        assert_close(z, latent[:, t])
+
+
+def test_force_switch_opens_it_at_every_step(
+    make_metacontroller: Callable, stream: jax.Array, proposals: jax.Array
+) -> None:
+    metacontroller = make_metacontroller(force_switch=True)
+    switch, latent = metacontroller.integrate(stream, metacontroller.past(stream, FULL), proposals)
+    assert (np.asarray(switch) == 1).all()
+    np.testing.assert_array_equal(latent, proposals)
+    beta = metacontroller.switch(stream[:, 1], metacontroller.init_history(BATCH), proposals[:, 0])
+    assert (np.asarray(beta) == 1).all()
+
+
+# --- inference -------------------------------------------------------------------------------------------
+
+
+def test_the_posterior_sees_the_future(infer: Callable, stream: jax.Array) -> None:
+    before, after = (infer(e, FULL).posterior for e in (stream, stream.at[:, -1].add(1.0)))
+    assert (np.abs(before.mean - after.mean)[:, 0].max(-1) > 1e-5).all()
+    assert (np.abs(before.log_std - after.log_std)[:, 0].max(-1) > 1e-5).all()
+
+
+def test_inference_integrates_a_sample_of_the_posterior(
+    metacontroller: Metacontroller, integrate: Callable, stream: jax.Array, assert_close: Callable
+) -> None:
+    key = jax.random.key(7)
+    posterior, switch, latent = jax.jit(metacontroller.infer)(stream, FULL, key)
+    expected = integrate(stream, posterior.sample(key))
+    assert_close(switch, expected[0])
+    assert_close(latent, expected[1])
+    assert posterior.mean.shape == posterior.log_std.shape == latent.shape == (BATCH, LENGTH, LATENT)
+
+
+def test_padding_changes_nothing_before_it(infer: Callable, stream: jax.Array) -> None:
+    mask = FULL.at[1, 4:].set(False).at[2, 1:].set(False)
+    before, after = (infer(e, mask) for e in (stream, jnp.where(mask[..., None], stream, 9.0)))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[mask], y[mask]), before, after)
+    unmasked = infer(jnp.where(mask[..., None], stream, 9.0), FULL)
+    assert np.abs(unmasked.posterior.mean - before.posterior.mean)[mask].max() > 1e-3
+
+
+@pytest.mark.parametrize("embedder", ["gru", "hawk"])
+def test_embedding_of_a_padded_sequence_is_that_of_the_sequence(
+    embed: dict[str, Callable], stream: jax.Array, embedder: str
+) -> None:
+    mask = FULL.at[:, 4:].set(False)
+    alone = embed[embedder](stream[:, :4], FULL[:, :4])
+    np.testing.assert_allclose(embed[embedder](stream, mask), alone, rtol=1e-5, atol=1e-6)
+    assert np.abs(embed[embedder](stream, FULL) - alone).max() > 1e-3
+
+
+def test_log_std_is_kept_in_a_range(metacontroller: Metacontroller, normal: Callable) -> None:
+    huge = 1e4 * normal(BATCH, LENGTH, WIDTH, seed=8)
+    log_std = np.asarray(
+        metacontroller.encode(huge, jnp.zeros((BATCH, LENGTH, 4)), jnp.zeros((BATCH, 5))).log_std
+    )
+    assert (log_std.min(), log_std.max()) == (-6, 2)
