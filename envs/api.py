@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 from flax import struct
+
+from envs.tasks import TaskSet
+
+NoiseKind = Literal["none", "epsilon", "injection"]
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,49 @@ class Environment(Protocol):
     A step after the end changes nothing, gives no reward and stays done.
     """
 
-    horizon: int
-    observation_spec: MultiHot | Dense
-    action_spec: Discrete | Dense
-    target_spec: Discrete | Dense
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def observation_spec(self) -> MultiHot | Dense: ...
+
+    @property
+    def action_spec(self) -> Discrete | Dense: ...
+
+    @property
+    def target_spec(self) -> Discrete | Dense: ...
+
+    @property
+    def tasks(self) -> TaskSet: ...
 
     def reset(self, key: jax.Array) -> tuple[Any, TimeStep]: ...
 
     def step(self, state: Any, action: jax.Array) -> tuple[Any, TimeStep]: ...
 
+    def make_expert(self, noise: float, kind: NoiseKind) -> "Expert": ...
+
 
 class Expert(Protocol):
     """An expert of an environment that knows the hidden task of each episode.
 
-    `plan` is computed once an episode, `act` gives (executed action, recorded label).
+    `plan` is computed once an episode, `act` gives (executed action, recorded label). `yardsticks` scores the
+    labels of an episode as the best possible predictors would: log-probabilities [T] by name, from its first
+    state, the targets of its T + 1 steps, and the labels and subgoals of T.
     """
+
+    @property
+    def noise(self) -> float: ...
+
+    @property
+    def kind(self) -> NoiseKind: ...
 
     def plan(self, state: Any) -> Any: ...
 
     def act(self, key: jax.Array, plan: Any, state: Any) -> tuple[jax.Array, jax.Array]: ...
+
+    def yardsticks(
+        self, plan: Any, start: Any, targets: jax.Array, labels: jax.Array, subgoals: jax.Array
+    ) -> dict[str, jax.Array]: ...
 
 
 _REGISTRY: dict[str, Callable[..., Environment]] = {}

@@ -148,6 +148,12 @@ class GridWorld:
             return offsets
         return jnp.append(offsets, self.num_objects * side**2 + agent)
 
+    def make_expert(self, noise: float, kind: api.NoiseKind) -> api.Expert:
+        """The shortest-path expert."""
+        from envs.gridworld_expert import GridExpert  # it imports this module
+
+        return GridExpert(self, noise, kind)
+
     # --- geometry ----------------------------------------------------------------------------------------
 
     def next_cells(self, objects: jax.Array) -> jax.Array:

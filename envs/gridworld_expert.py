@@ -5,15 +5,12 @@ uniformly. `bayes_log_prob` and `oracle_log_prob` score its labels as the best p
 that knows the task set but not the task, one that is told the current subgoal.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from envs.api import NoiseKind
 from envs.gridworld import UNREACHABLE, GridState, GridWorld
-
-NoiseKind = Literal["none", "epsilon", "injection"]
 
 
 @struct.dataclass
@@ -42,7 +39,8 @@ class GridExpert:
     def __init__(self, env: GridWorld, noise: float = 0.0, kind: NoiseKind = "none"):
         if not 0 <= noise < 1:
             raise ValueError(f"collect.noise={noise} is a probability; use a value in [0, 1)")
-        self.env, self.kind = env, kind
+        self.env = env
+        self.kind: NoiseKind = kind
         self.noise = 0.0 if kind == "none" else noise
 
     def plan(self, state: GridState) -> GridPlan:
@@ -77,6 +75,15 @@ class GridExpert:
         if self.kind == "injection":
             return executed, label
         return executed, executed
+
+    def yardsticks(
+        self, plan: GridPlan, start: GridState, targets: jax.Array, labels: jax.Array, subgoals: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Both yardsticks of one episode. targets: the cells of its T + 1 steps; labels, subgoals: [T]."""
+        return {
+            "oracle_log_prob": self.oracle_log_prob(plan, targets[:-1], labels, subgoals),
+            "bayes_log_prob": self.bayes_log_prob(plan, start.objects, targets, labels),
+        }
 
     def oracle_log_prob(self, plan: GridPlan, cells: jax.Array, labels: jax.Array, subgoals: jax.Array) -> jax.Array:
         """Log-probability of each label given the current subgoal. cells, labels, subgoals: [T] -> [T]."""

@@ -103,7 +103,7 @@ def _action_space(spec: api.Discrete | api.Dense) -> spaces.Discrete | spaces.Bo
 
 def _programs(env: api.Environment) -> tuple[Any, Any]:
     """Compiled `reset` and `step` of `env`, its horizon out of reach: what ends there is no truncation."""
-    endless = copy.copy(env)
+    endless: Any = copy.copy(env)
     endless.horizon = env.horizon + 1
     return jax.jit(endless.reset), jax.jit(endless.step)
 

@@ -14,7 +14,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -106,6 +105,7 @@ class MetacontrollerConfig:
     switch_width: int = 32
     hypernetwork_width: int = 32
     hypernetwork_bias: bool = False
+    hypernetwork_scale: float = 0.1  # variance scale of its last layer
     rank: int = 16  # of U; 0: full linear
     force_switch: bool = False  # ablation: beta = 1 at every step, in discovery and in RL
 

@@ -102,7 +102,8 @@ def open_run(config: Config) -> Run:
     Raises ConfigError if the directory holds a run with other settings, naming the first key that differs.
     """
     directory = Path(config.run_dir) if config.run_dir else default_directory(config)
-    path = directory / "config.json"
+    run, path = Run(config, directory), directory / "config.json"
+    _ = run.env, run.post_env  # an impossible world is refused before anything is written
     if path.exists():
         saved = config_module.load(path)
         for key, old, new in _differences(saved, config):
@@ -112,7 +113,7 @@ def open_run(config: Config) -> Run:
     else:
         directory.mkdir(parents=True, exist_ok=True)
         config_module.save(config, path)
-    return Run(config, directory)
+    return run
 
 
 def load_run(directory: str | Path, **env: Any) -> Run:

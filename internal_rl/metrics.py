@@ -42,7 +42,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "discover/nll_zero": ("step", "held-out NLL with z = 0"),
     "discover/nll_permuted": ("step", "held-out NLL with z taken from another episode"),
     "discover/nll_prior": ("step", "held-out NLL with z drawn from the prior"),
-    "discover/nll_same_code": ("step", "held-out NLL with z, in each segment, from another episode's segment of the same subgoal"),
+    "discover/nll_same_code": ("step", "held-out NLL with z from another episode's segment of the same subgoal"),
     "discover/bayes_nll": ("step", "action NLL of the Bayes filter over tasks on the same episodes"),
     "discover/oracle_nll": ("step", "action NLL of the expert that knows the task on the same episodes"),
     "discover/base_nll": ("step", "action NLL of the frozen base alone on the same episodes"),

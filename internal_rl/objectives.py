@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-
 def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
     """Mean of x where mask is True (0 if nowhere)."""
     return jnp.sum(jnp.where(mask, x, 0)) / jnp.maximum(jnp.sum(mask), 1)
@@ -32,9 +31,7 @@ class ELBO(NamedTuple):
     kl: Float[Array, ""]
 
 
-def elbo(
-    log_prob: Float[Array, "B T"], kl: Float[Array, "B T"], alpha: Array, mask: Bool[Array, "B T"]
-) -> ELBO:
+def elbo(log_prob: Float[Array, "B T"], kl: Float[Array, "B T"], alpha: Array, mask: Bool[Array, "B T"]) -> ELBO:
     """-log p(a | o, z) + alpha KL(N(mu, Sigma) || N(0, I)); the KL of every step counts, whatever beta (App. C.4)."""
     nll, mean_kl = -masked_mean(log_prob, mask), masked_mean(kl, mask)
     return ELBO(nll + alpha * mean_kl, nll, mean_kl)

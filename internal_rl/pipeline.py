@@ -58,7 +58,8 @@ def run_reinforce(run: Run, tracker: Tracker) -> None:
     """Every algorithm and seed that has not finished."""
     rl = run.config.reinforce
     began = time.monotonic()
-    missing = {a: [s for s in range(rl.num_seeds) if run.result(f"{a}_{s}") is None] for a in ALGORITHMS}
+    unfinished = lambda algorithm: [s for s in range(rl.num_seeds) if run.result(f"{algorithm}_{s}") is None]
+    missing = {algorithm: unfinished(algorithm) for algorithm in ALGORITHMS}
     if rl.vmap_seeds:
         for algorithm, seeds in missing.items():
             if seeds:
@@ -151,6 +152,7 @@ def report(run: Run, tracker: Tracker) -> Path:
     page = write_report(run.directory)
     for picture in sorted((run.directory / "figures").glob("*.*")):
         tracker.media("report", picture.stem, picture)
-    tracker.finish({f"{name}/success": np.median(summary[name]["success"]) for name in ALGORITHMS if summary[name]["success"]})
+    medians = {name: np.median(summary[name]["success"]) for name in ALGORITHMS if summary[name]["success"]}
+    tracker.finish({f"{name}/success": float(median) for name, median in medians.items()})
     print(f"report: {page}", flush=True)
     return page

@@ -1,6 +1,7 @@
 """Process-wide settings that must be made before JAX is imported."""
 
 import ctypes
+import logging
 import os
 import sys
 
@@ -30,6 +31,7 @@ def setup() -> None:
     """Call first in every script: allocator, quiet logs, persistent compilation cache."""
     keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("jax").setLevel(logging.WARNING)
     cache = os.environ.get("INTERNAL_RL_COMPILE_CACHE", os.path.expanduser("~/.cache/internal_rl/jax"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1.0")

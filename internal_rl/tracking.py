@@ -252,9 +252,7 @@ def _init_wandb(run_dir: Path, mode: Literal["online", "offline"], options: dict
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4))
     # Timeouts: a dead network may cost half a minute at the start and a minute at the end, not more.
-    settings = wandb.Settings(
-        login_timeout=30, init_timeout=30, finish_timeout=60, silent=True, console="off"
-    )
+    settings = wandb.Settings(login_timeout=30, init_timeout=30, finish_timeout=60, silent=True, console="off")
     try:
         wandb.setup(settings)
         resume = "allow" if mode == "online" else None  # offline cannot, and would say so

@@ -72,7 +72,7 @@ def save_shards(shards: Iterator[Behaviour], directory: Path, manifest: dict[str
     for index, shard in enumerate(shards):
         arrays = {name: getattr(shard, name) for name in ARRAYS}
         for name, content in ((f"behaviour-{index:05d}.npz", arrays), (f"labels-{index:05d}.npz", shard.labels)):
-            np.savez(directory / name, **content)
+            np.savez(directory / name, allow_pickle=False, **content)  # type: ignore[arg-type]
             files[name] = _sha256(directory / name)
         episodes, steps = episodes + len(shard.length), steps + len(shard.action)
     full = {**manifest, "episodes": episodes, "steps": steps, "sha256": files}
@@ -170,9 +170,7 @@ class Batches:
         self.share = real / real.sum()
         tokens = batch_size * len(data.action) / len(data.length)
         fill = [(group >= 0).mean() for group in groups]
-        self.rows = [
-            max(1, round(tokens / (group.shape[1] * f))) for group, f in zip(groups, fill, strict=True)
-        ]
+        self.rows = [max(1, round(tokens / (group.shape[1] * f))) for group, f in zip(groups, fill, strict=True)]
         self.first = np.zeros(len(data.action), bool)
         self.first[data.offset] = True
         self.padding = float(1 - real.sum() / sum(group.size for group in groups))

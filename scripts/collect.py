@@ -1,13 +1,13 @@
 """Stage 1: the expert's behaviour.
 
-    python scripts/collect.py experiment=quickstart seed=0 run_dir=DIR
+python scripts/collect.py experiment=quickstart seed=0 run_dir=DIR
 """
 
 from internal_rl import runtime
 
 runtime.setup()
 
-from internal_rl.cli import run_stage_script  # noqa: E402
+from internal_rl.cli import run_stage_script
 
 if __name__ == "__main__":
     run_stage_script("collect")

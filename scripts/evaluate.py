@@ -1,21 +1,21 @@
 """Success of a run's trained policies on fresh episodes, on the run's task or on another task or layout.
 
-    python scripts/evaluate.py RUN_DIR [--algorithm raw_rl] [--task 0-1-2] [--episodes 2048] [--seed 0]
-                               [--map-seed 7] [--first-map 0]
+python scripts/evaluate.py RUN_DIR [--algorithm raw_rl] [--task 0-1-2] [--episodes 2048] [--seed 0]
+                           [--map-seed 7] [--first-map 0]
 """
 
 from internal_rl import runtime
 
 runtime.setup()
 
-import argparse  # noqa: E402
-import sys  # noqa: E402
+import argparse
+import sys
 
-import jax  # noqa: E402
+import jax
 
-from internal_rl.config import ConfigError  # noqa: E402
-from internal_rl.experiment import load_run  # noqa: E402
-from internal_rl.stages.reinforce import load_policy, make_learner  # noqa: E402
+from internal_rl.config import ConfigError
+from internal_rl.experiment import load_run
+from internal_rl.stages.reinforce import load_policy, make_learner
 
 
 def main() -> None:

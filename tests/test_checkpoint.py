@@ -72,9 +72,7 @@ def test_restored_leaves_take_the_width_of_like_but_not_another_kind(tmp_path: P
     checkpoint.save(tmp_path / "base", {"w": jnp.array([0.5, 1.5])})
 
     assert checkpoint.restore(tmp_path / "base", {"w": jnp.zeros(2, jnp.bfloat16)})["w"].dtype == jnp.bfloat16
-    with pytest.raises(
-        CheckpointError, match=r"w: checkpoint has \(2,\) float32, the model needs \(2,\) int32"
-    ):
+    with pytest.raises(CheckpointError, match=r"w: checkpoint has \(2,\) float32, the model needs \(2,\) int32"):
         checkpoint.restore(tmp_path / "base", {"w": jnp.zeros(2, jnp.int32)})
 
 

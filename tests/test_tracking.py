@@ -50,9 +50,7 @@ def test_log_writes_one_json_line(tmp_path: Path) -> None:
         tracker.log("pretrain", 50, {"nll": 1 / 3, "loss": float("nan")})
         tracker.log("internal_rl", 4096, {"success": 1, "return_mean": float("-inf")})
 
-    pretrain, rl = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    pretrain, rl = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert abs(pretrain.pop("time") - time.time()) < 60
     assert pretrain == {"stage": "pretrain", "step": 50, "seed": 3, "nll": 0.3333333, "loss": "nan"}
     assert rl["episodes"] == 4096
@@ -73,9 +71,7 @@ def test_unknown_metric_is_refused_and_nothing_is_written(tmp_path: Path) -> Non
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
         with pytest.raises(UnknownMetricError) as error:
             tracker.log("pretrain", 1, {"nll": 0.5, "nil": 0.5})
-        assert str(error.value) == (
-            "unknown metric 'pretrain/nil': add it to METRICS in internal_rl/metrics.py"
-        )
+        assert str(error.value) == ("unknown metric 'pretrain/nil': add it to METRICS in internal_rl/metrics.py")
     assert read_metrics(tmp_path) == []
 
 

@@ -64,8 +64,8 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
     """For each transition of the post-training task that pretraining never shows: its probability under the base
     alone, prior latents, and codes of the wanted subgoal from held-out episodes."""
     seen = make_env(config).tasks.transitions
-    task = [int(colour) for colour in config.env.post_tasks.split(",")[0].split("-")] if "-" in config.env.post_tasks else []
-    wanted = sorted({(a, b) for a, b in zip(task, task[1:], strict=False) if not seen[a, b]})
+    asked = make_env(config, config.env.post_tasks).tasks.transitions
+    wanted = [(int(a), int(b)) for a, b in np.argwhere(asked & ~seen)]
     if not wanted:
         return {}
     base_graph, base_params, graphdef, params = load_metacontroller(config, make_env(config), directory)

@@ -82,9 +82,7 @@ class Hawk(nnx.Module):
         state = linear_recurrence(a, b)
         return self.linear_out(state * jax.nn.gelu(y))
 
-    def step(
-        self, x: Float[Array, "B D"], memory: HawkMemory, t: Array
-    ) -> tuple[Float[Array, "B D"], HawkMemory]:
+    def step(self, x: Float[Array, "B D"], memory: HawkMemory, t: Array) -> tuple[Float[Array, "B D"], HawkMemory]:
         """One step of `unroll`."""
         u, y = jnp.split(self.linear_in(x), 2, -1)
         window = jnp.concatenate([u[:, None], memory.recent], 1)  # newest first

@@ -49,9 +49,8 @@ class Metacontroller(nnx.Module):
         self.switch_latent = linear(config.latent, config.switch_width, 1.0, rngs, bias=False)
         self.switch_output = linear(config.switch_width, 1, 0.1, rngs)
         outputs = 2 * config.rank * width if config.rank else width * width
-        self.hypernetwork = MLP(
-            (config.latent, config.hypernetwork_width, outputs), rngs, 1.0, 0.1, config.hypernetwork_bias
-        )
+        sizes = (config.latent, config.hypernetwork_width, outputs)
+        self.hypernetwork = MLP(sizes, rngs, 1.0, config.hypernetwork_scale, config.hypernetwork_bias)
 
     # --- the parts ---------------------------------------------------------------------------------------
 

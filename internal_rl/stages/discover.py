@@ -33,9 +33,7 @@ def build(config: Config, seed: int | None = None) -> tuple[Any, Any]:
     return graphdef, nnx.to_pure_dict(params)
 
 
-def steer(
-    base: Backbone, metacontroller: Metacontroller, batch: Batch, key: jax.Array
-) -> tuple[Inference, jax.Array]:
+def steer(base: Backbone, metacontroller: Metacontroller, batch: Batch, key: jax.Array) -> tuple[Inference, jax.Array]:
     """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model."""
     e = base.unroll_lower(batch.observation, batch.first)
     inference = metacontroller.infer(e, batch.mask, key)

@@ -1,5 +1,6 @@
 """Stage 2: train the base model on behaviour (App. C.1)."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def drop_history(batch: Batch, probability: float, seed: tuple[int, int]) -> Bat
     if probability == 0:
         return batch
     wiped = np.random.default_rng((*seed, 1)).random(batch.first.shape) < probability
-    return batch.replace(first=batch.first | wiped)
+    return dataclasses.replace(batch, first=batch.first | wiped)
 
 
 def make_log_probs(graphdef: Any) -> Callable[[Any, Batch], np.ndarray]:
@@ -61,7 +62,8 @@ def make_log_probs(graphdef: Any) -> Callable[[Any, Batch], np.ndarray]:
 
     def all_log_probs(params: Any, batch: Batch) -> np.ndarray:
         count = len(batch.mask)
-        chunks = [jax.tree.map(lambda x, i=i: x[i : i + EVALUATION_CHUNK], batch) for i in range(0, count, EVALUATION_CHUNK)]
+        starts = range(0, count, EVALUATION_CHUNK)
+        chunks = [jax.tree.map(lambda x, i=i: x[i : i + EVALUATION_CHUNK], batch) for i in starts]
         return np.concatenate([np.asarray(log_probs(params, chunk)) for chunk in chunks])
 
     return all_log_probs

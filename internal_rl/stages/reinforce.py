@@ -4,7 +4,7 @@ One algorithm and one code for both: they differ only in the decision environmen
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,12 +51,14 @@ class Learner:
 
     def __init__(self, config: Config, env: Environment, algorithm: Algorithm, graphs: dict[str, Any]):
         """env: with the post-training task. graphs: graphdefs of "base", "metacontroller" and "policy"."""
-        self.config, self.env, self.algorithm, self.graphs = config, env, algorithm, graphs
+        self.config, self.env, self.graphs = config, env, graphs
+        self.algorithm: Algorithm = algorithm
         rl = config.reinforce
         self.num_slots = rl.max_decisions if algorithm == "internal_rl" else env.horizon
         self.optimiser = make_optimiser(rl.optim, rl.episodes // rl.batch_size * rl.epochs)
         if algorithm == "raw_rl" and rl.head_only:
-            self.optimiser = optax.chain(optax.transforms.selective_transform(self.optimiser, freeze_mask=_all_but_head))
+            parts: dict[Hashable, Any] = {"head": self.optimiser, "rest": optax.set_to_zero()}
+            self.optimiser = optax.partition(parts, _label_head)
 
     def init(self, key: jax.Array, frozen: Frozen) -> LearnerState:
         """A learner before its first update. The raw policy starts as the base model."""
@@ -146,9 +148,9 @@ class Learner:
         return params, optimiser, last, norms.mean()
 
 
-def _all_but_head(params: Any) -> Any:
+def _label_head(params: Any) -> Any:
     is_head = lambda path: any(getattr(key, "key", None) == "action_head" for key in path)
-    return jax.tree_util.tree_map_with_path(lambda path, _: not is_head(path), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: "head" if is_head(path) else "rest", params)
 
 
 def make_learner(config: Config, env: Environment, run_dir: Path, algorithm: Algorithm) -> tuple[Learner, Frozen]:
@@ -187,7 +189,8 @@ def train_seeds(
     keys = jnp.stack([seed_key(config, algorithm, seed) for seed in seeds])
     over_seeds = jax.vmap if len(seeds) > 1 else _single
     init = jax.jit(over_seeds(lambda key: learner.init(jax.random.fold_in(key, 0), frozen)))
-    update = jax.jit(over_seeds(lambda state, key, n: learner.update(state, frozen, jax.random.fold_in(key, n)), (0, 0, None)))
+    one_update = lambda state, key, n: learner.update(state, frozen, jax.random.fold_in(key, n))
+    update = jax.jit(over_seeds(one_update, (0, 0, None)))
     test = jax.jit(over_seeds(lambda params, key: test_success(learner, params, frozen, key)))
 
     name = "-".join(map(str, seeds))
@@ -226,9 +229,7 @@ def _single(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any
 
     def call(*args: Any) -> Any:
         axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
-        inner = [
-            jax.tree.map(lambda x: x[0], arg) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True)
-        ]
+        inner = [jax.tree.map(lambda x: x[0], arg) if axis == 0 else arg for arg, axis in zip(args, axes, strict=True)]
         return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*inner))
 
     return call

@@ -41,14 +41,18 @@ def solvable(size, objects, num_colours, agent):
 
 
 class Expert:
-    """Action probabilities on one layout, for each (goal, cell)."""
+    """Action probabilities [goal, cell, action] on one layout: `clean`, `executed` and of the `labels`."""
 
     def __init__(self, size, objects, num_colours, noise, kind):
         self.size, self.colours, self.walls = size, objects[:num_colours], set(objects[num_colours:])
-        self.objects, self.noise, self.kind = objects, 0.0 if kind == "none" else noise, kind
+        self.objects, self.noise = objects, 0.0 if kind == "none" else noise
         self.distance = [bfs(size, objects, num_colours, goal) for goal in range(num_colours)]
+        everywhere = [[(goal, cell) for cell in range(size * size)] for goal in range(num_colours)]
+        self.executed = np.array([[self._executed(*place) for place in row] for row in everywhere])
+        self.clean = np.array([[self._clean(*place) for place in row] for row in everywhere])
+        self.labels = self.executed if kind == "epsilon" else self.clean
 
-    def clean(self, goal, cell):
+    def _clean(self, goal, cell):
         """Uniform over the first steps of shortest paths."""
         best = np.zeros(4)
         for action in range(4):
@@ -58,7 +62,7 @@ class Expert:
                 best[action] = 1
         return best / max(best.sum(), 1)
 
-    def executed(self, goal, cell):
+    def _executed(self, goal, cell):
         """After noise: uniform over what enters no colour and keeps every colour within reach."""
         random = np.zeros(4)
         for action in range(4):
@@ -66,11 +70,8 @@ class Expert:
             enters = target != cell and target in self.colours
             random[action] = not enters and all(target in distance for distance in self.distance)
         if not random.any():
-            return self.clean(goal, cell)
-        return (1 - self.noise) * self.clean(goal, cell) + self.noise * random / random.sum()
-
-    def label(self, goal, cell):
-        return self.executed(goal, cell) if self.kind == "epsilon" else self.clean(goal, cell)
+            return self._clean(goal, cell)
+        return (1 - self.noise) * self._clean(goal, cell) + self.noise * random / random.sum()
 
 
 def all_tasks(spec, num_colours):
@@ -91,7 +92,7 @@ def bayes_log_prob(expert, tasks, cells, labels):
     answers = []
     for t, label in enumerate(labels):
         weighted = [
-            (weight, expert.label(task[visited], cells[t])[label])
+            (weight, expert.labels[task[visited], cells[t], label])
             for task, prior in tasks
             for weight, visited in [likelihood(expert, task, cells[: t + 1])]
             for weight in [weight * prior]
@@ -106,7 +107,7 @@ def likelihood(expert, task, cells):
     """Probability of the positions given `task` and no end so far, and how many of its colours were visited."""
     weight, visited = 1.0, 0
     for before, after in zip(cells, cells[1:], strict=False):
-        chances = expert.executed(task[visited], before)
+        chances = expert.executed[task[visited], before]
         weight *= sum(chances[a] for a in range(4) if move(expert.size, expert.walls, before, a) == after)
         if before != after and after in expert.colours:
             visited += 1

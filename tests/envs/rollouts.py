@@ -1,10 +1,12 @@
 """Batches of episodes, as NumPy arrays, shared by the tests of the grid world."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+jitted = cache(jax.jit)  # one compilation for a method of one environment, however often it is asked for
 
 
 def batch(episode, num_episodes, seed=0):

@@ -6,7 +6,7 @@ import pytest
 from envs.gridworld import GridWorld
 from envs.gridworld_expert import GridExpert
 from tests.envs import reference
-from tests.envs.rollouts import expert_episodes, nll
+from tests.envs.rollouts import expert_episodes, jitted, nll
 
 UP, RIGHT, DOWN, LEFT = range(4)
 LAYOUT = [2, 6, 4]  # as in test_gridworld: colours in two corners, a wall in the middle
@@ -50,18 +50,16 @@ def test_noise_never_leads_into_a_pocket_behind_a_colour(hand_world):
     # # . .
     # . . 1
     _, _, solved = plan(hand_world, [1, 8, 3], noise=0.3, kind="epsilon")
-    third = 0.7 / 3 + 0.1  # right and down (twice the same length) and noise
-    assert solved.executed[1, 1, LEFT] == 0
+    # On colour 0 with goal 1: right and down are equally short, up is a bump, left leads into the pocket.
     np.testing.assert_allclose(solved.executed[1, 1], [0.1, 0.35 + 0.1, 0.35 + 0.1, 0], atol=1e-6)
-    assert third < 0.45  # up is a bump: noise only
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_act_draws_from_the_plan(hand_world, kind):
     """On colour 0 with goal 1: two optimal actions; an injected action tells nothing about its label."""
     expert, state, solved = plan(hand_world, LAYOUT, noise=0.4, kind=kind)
-    state, _ = hand_world.step(state, RIGHT)
-    state, _ = hand_world.step(state, RIGHT)
+    state, _ = jitted(hand_world.step)(state, RIGHT)
+    state, _ = jitted(hand_world.step)(state, RIGHT)
     keys = jax.random.split(jax.random.key(0), 20_000)
     executed, labels = jax.jit(jax.vmap(lambda key: expert.act(key, solved, state)))(keys)
     joint = np.zeros((4, 4))
@@ -104,9 +102,9 @@ def test_noise_enters_no_colour_and_loses_none(crowded_world, kind):
     assert (episodes["success"].any(1) | (alive.sum(1) == crowded_world.horizon)).all()
     label = np.take_along_axis(episodes["clean"], episodes["label"][..., None], -1)[..., 0]
     assert (label[alive] > 0).all() == (kind == "injection")
-    for objects, cells, steps in zip(episodes["objects"].tolist(), episodes["cells"], alive.sum(1), strict=True):
+    for objects, cells, noisy in zip(episodes["objects"].tolist(), episodes["cells"], noise, strict=True):
         distances = [reference.bfs(4, objects, 4, goal) for goal in range(4)]
-        assert all(cell in distance for cell in cells[: steps + 1].tolist() for distance in distances)
+        assert all(cell in distance for cell in cells[1:][noisy].tolist() for distance in distances)
 
 
 # --- the yardsticks --------------------------------------------------------------------------------------------
@@ -120,13 +118,17 @@ def tiny_world(request):
     return GridWorld(4, 4, 2, 30, request.param, **SPECS[request.param]), request.param
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bayes_equals_the_sum_over_all_tasks(tiny_world, kind):
+@pytest.fixture(scope="module", params=KINDS)
+def tiny_episodes(tiny_world, request):
     env, spec = tiny_world
-    episodes = expert_episodes(env, GridExpert(env, 0.3, kind), 60)
+    return spec, request.param, expert_episodes(env, GridExpert(env, 0.3, request.param), 1000)
+
+
+def test_bayes_equals_the_sum_over_all_tasks(tiny_episodes):
+    spec, kind, episodes = tiny_episodes
     tasks = reference.all_tasks(spec, 4)
     for objects, cells, labels, alive, found in zip(
-        *(episodes[key].tolist() for key in ("objects", "cells", "label", "alive", "bayes")), strict=True
+        *(episodes[key][:60].tolist() for key in ("objects", "cells", "label", "alive", "bayes")), strict=True
     ):
         steps = sum(alive)
         expert = reference.Expert(4, objects, 4, 0.3, kind)
@@ -134,14 +136,12 @@ def test_bayes_equals_the_sum_over_all_tasks(tiny_world, kind):
         np.testing.assert_allclose(found[:steps], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_telling_the_subgoal_helps_and_no_knowledge_beats_chance(tiny_world, kind):
-    env, _ = tiny_world
-    episodes = expert_episodes(env, GridExpert(env, 0.3, kind), 1000, seed=1)
+def test_knowing_the_subgoal_helps_and_knowing_the_task_set_beats_chance(tiny_episodes):
+    _, _, episodes = tiny_episodes
     assert 0 < nll(episodes, "oracle") < nll(episodes, "bayes") - 0.02 < np.log(4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["epsilon", "injection"])
 def test_with_one_task_both_yardsticks_are_the_entropy_of_the_expert(kind):
     env = GridWorld(4, 3, 2, 30, "0-2-1-0")
     episodes = expert_episodes(env, GridExpert(env, 0.3, kind), 1000)

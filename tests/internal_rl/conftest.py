@@ -1,6 +1,6 @@
 """Tiny worlds, configurations and models that the tests of internal_rl share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -37,10 +37,18 @@ METACONTROLLER = MetacontrollerConfig(
     embedding_width=5,
     latent=3,
     encoder_width=8,
-    switch_width=6,
+    switch_width=16,
     hypernetwork_width=7,
     rank=2,
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """Most functions here run once: compiling them well would cost far more than it gains."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +122,8 @@ def make_metacontroller(make_rngs: Callable) -> Callable[..., Metacontroller]:
 
     def make(**settings: Any) -> Metacontroller:
         metacontroller = Metacontroller(replace(METACONTROLLER, **settings), MODEL, make_rngs(1))
-        kernel = metacontroller.switch_output.kernel
-        kernel[...] = kernel[...] * 5
+        metacontroller.switch_output.kernel[...] = metacontroller.switch_output.kernel[...] * 5
+        metacontroller.switch_output.bias[...] = np.array([-0.2], np.float32)  # so that none is 1/2 exactly
         return metacontroller
 
     return make

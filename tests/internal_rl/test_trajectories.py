@@ -68,7 +68,8 @@ def test_manifest_counts_and_lists_every_file(saved: Path) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     assert (manifest["split"], manifest["episodes"], manifest["steps"]) == ("train", 3, 6)
     files = {file.name for file in saved.glob("*.npz")}
-    assert files == set(manifest["sha256"]) and len(files) == 4
+    assert files == set(manifest["sha256"])
+    assert len(files) == 4
 
 
 def test_labels_lie_in_files_of_their_own(saved: Path) -> None:
@@ -166,7 +167,9 @@ def waste(length: np.ndarray, edges: tuple[int, ...]) -> int:
 def test_length_buckets_are_the_best_there_are(length: np.ndarray, num_buckets: int) -> None:
     values = np.unique(length).tolist()
     edges = length_buckets(length, num_buckets)
-    assert edges == sorted(set(edges)) and len(edges) <= num_buckets and edges[-1] == length.max()
+    assert edges == sorted(set(edges))
+    assert len(edges) <= num_buckets
+    assert edges[-1] == length.max()
     choices = itertools.combinations(values[:-1], min(num_buckets, len(values)) - 1)
     best = min(waste(length, (*choice, values[-1])) for choice in choices)
     assert waste(length, tuple(edges)) == best
@@ -202,10 +205,12 @@ def test_rows_hold_every_step_once_in_whole_episodes(kind: str) -> None:
         real = row[row >= 0]
         assert (row[: len(real)] == real).all()  # padding comes last
         starts = np.isin(real, DATA.offset)
-        assert starts[0] and np.isin(real[np.append(starts[1:], True)] + 1, [*DATA.offset, 27]).all()
+        assert starts[0]
+        assert np.isin(real[np.append(starts[1:], True)] + 1, [*DATA.offset, 27]).all()
         assert (np.diff(real)[~starts[1:]] == 1).all()
     size = sum(group.size for group in batches.groups)
-    assert batches.padding == pytest.approx(1 - 27 / size) and batches.padding > 0
+    assert batches.padding == pytest.approx(1 - 27 / size)
+    assert batches.padding > 0
 
 
 def test_gather_takes_the_steps_and_marks_episodes_and_padding() -> None:
@@ -234,7 +239,8 @@ def test_packing_into_rows_of_no_given_length_takes_the_longest_episode() -> Non
 
 def test_whole_gives_the_first_episodes_with_their_labels() -> None:
     batch, labels = whole(DATA, 3)
-    assert batch.mask.sum(1).tolist() == [3, 5, 1] and batch.mask.shape == (3, 5)
+    assert batch.mask.sum(1).tolist() == [3, 5, 1]
+    assert batch.mask.shape == (3, 5)
     assert batch.observation[1, :, 0].tolist() == [3, 4, 5, 6, 7]
     assert labels["subgoal"][1].tolist() == [3, 4, 5, 6, 7]
     assert len(whole(DATA)[0].mask) == len(whole(DATA, 99)[0].mask) == 9

@@ -1,0 +1,235 @@
+"""The one rollout: compaction, bookkeeping, and agreement with what the networks say offline."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs.gridworld import GridWorld
+from internal_rl import rollout as module
+from internal_rl.config import Config
+from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
+from internal_rl.models.backbone import Backbone, episode_starts
+from internal_rl.models.policy import LatentPolicy, Policy, RawPolicy
+from internal_rl.rollout import Episodes, advance, batch_sizes, rollout, start
+
+BATCH, SLOTS = 12, 4
+
+
+@dataclass
+class Looped:
+    """Episodes played by a Python loop over `advance`; carries: before each step, and after the last."""
+
+    env: DecisionEnv
+    policy: Policy
+    keys: jax.Array
+    carries: list[Any]
+
+    @property
+    def episodes(self) -> Episodes:
+        return self.carries[-1].episodes
+
+
+@pytest.fixture(scope="module")
+def internal_env(env: GridWorld, make_backbone: Callable, make_metacontroller: Callable) -> InternalEnv:
+    return InternalEnv(env, make_backbone("transformer"), make_metacontroller())
+
+
+@pytest.fixture(scope="module")
+def make_looped(
+    config: Config, env: GridWorld, make_backbone: Callable, internal_env: InternalEnv, make_rngs: Callable
+) -> Callable[[str], Looped]:
+    @cache
+    def make(kind: str) -> Looped:
+        decision_env, policy = RawEnv(env), RawPolicy(make_backbone("hawk"))
+        if kind != "raw":
+            settings = replace(config.policy, mixer=kind)
+            decision_env = internal_env
+            policy = LatentPolicy(config.model.width, config.metacontroller.latent, settings, make_rngs(2))
+        keys = jax.random.split(jax.random.key(1), BATCH)
+        carries = [jax.jit(lambda keys: start(decision_env, policy, keys, env.horizon))(keys)]
+        step = jax.jit(partial(advance, decision_env, policy))
+        for t in range(env.horizon):
+            carries.append(step(carries[-1], jnp.int32(t)))
+        carries = jax.device_get([carry.replace(keys=None) for carry in carries])
+        return Looped(decision_env, policy, keys, carries)
+
+    return make
+
+
+@pytest.fixture(scope="module", params=["raw", "gru", "hawk"])
+def looped(request: pytest.FixtureRequest, make_looped: Callable) -> Looped:
+    return make_looped(request.param)
+
+
+@pytest.mark.parametrize("kind", ["raw", "gru"])
+def test_compiled_rollout_plays_the_episodes_of_the_loop_with_and_without_compaction(
+    make_looped: Callable, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Here with fewer slots than decisions: the ones that do not fit are taken, and not recorded."""
+    looped = make_looped(kind)
+    monkeypatch.setattr(module, "SMALLEST_BATCH", 3)
+
+    def play(compact: bool) -> Episodes:
+        play = jax.jit(lambda keys: rollout(looped.env, looped.policy, keys, SLOTS, compact))
+        return jax.device_get(play(looped.keys))
+
+    compact, plain = play(True), play(False)
+    jax.tree.map(np.testing.assert_array_equal, compact, plain)
+    live = [(plain.length > t).sum() for t in range(4, looped.env.horizon, 4)]  # when compaction may happen
+    assert any(0 < count <= 3 for count in live), live
+
+    decisions = jax.tree.map(lambda x: x[:, :SLOTS], looped.episodes.decisions)
+    expected = looped.episodes.replace(decisions=decisions)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, expected)
+    assert (plain.num_decisions > SLOTS).any()
+
+
+def test_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SMALLEST_BATCH", 3)
+    monkeypatch.setattr(module, "SHRINK", 4)
+    assert batch_sizes(48, True) == [48, 12, 3]
+    assert batch_sizes(50, True) == [50, 12, 3]
+    assert batch_sizes(11, True) == batch_sizes(11, False) == [11]
+    assert batch_sizes(48, False) == [48]
+
+
+def test_records_agree_with_the_steps(looped: Looped) -> None:
+    """Every decision, in order, and nothing else."""
+    episodes, before, after = looped.episodes, looped.carries[:-1], looped.carries[1:]
+    for b in range(BATCH):
+        times = [t for t, carry in enumerate(before) if carry.step.decide[b]]
+        n = len(times)
+        assert episodes.num_decisions[b] == n
+        assert episodes.decisions.mask[b].tolist() == [True] * n + [False] * (len(before) - n)
+        assert episodes.decisions.time[b, :n].tolist() == times
+        for slot, t in enumerate(times):
+            np.testing.assert_array_equal(episodes.decisions.input[b, slot], before[t].step.input[b])
+            np.testing.assert_array_equal(episodes.decisions.action[b, slot], after[t].action[b])
+        alive = [t for t, carry in enumerate(before) if not carry.step.timestep.done[b]]
+        assert episodes.length[b] == len(alive)
+        assert episodes.returns[b] == sum(after[t].step.timestep.reward[b] for t in alive)
+        assert episodes.success[b] == any(after[t].step.timestep.success[b] for t in alive)
+
+
+def test_the_first_step_decides_and_none_after_the_end(looped: Looped) -> None:
+    assert looped.carries[0].step.decide.all()
+    ended = [carry.step.timestep.done for carry in looped.carries]
+    assert not any(
+        (carry.step.decide & done).any() for carry, done in zip(looped.carries, ended, strict=True)
+    )
+    assert ended[5].any()
+    assert ended[-1].all()
+
+
+def test_decisions_and_memory_change_only_where_decided(looped: Looped) -> None:
+    for before, after in itertools.pairwise(looped.carries):
+        decide = before.step.decide
+        if looped.env.always_decides:
+            assert (decide == ~before.step.timestep.done).all()
+            continue
+        kept = jax.tree.map(
+            lambda x, keep=~decide: x[keep], ((before.action, before.memory), (after.action, after.memory))
+        )
+        jax.tree.map(np.testing.assert_array_equal, *kept)
+        assert (before.action[decide] != after.action[decide]).all()
+    shares = looped.episodes.num_decisions.sum() / looped.episodes.length.sum()
+    assert shares == 1 if looped.env.always_decides else 0.1 < shares < 0.9
+
+
+def test_recorded_log_prob_is_what_the_policy_learns_from(looped: Looped) -> None:
+    decisions = looped.episodes.decisions
+    learn = jax.jit(lambda x, action: looped.policy.unroll(x).log_prob(action))
+    log_prob = np.asarray(learn(decisions.input, decisions.action))[decisions.mask]
+    assert np.unique(log_prob.round(3)).size > 5
+    np.testing.assert_allclose(log_prob, decisions.log_prob[decisions.mask], atol=1e-4)
+
+
+def test_returns_are_successes_on_the_grid(looped: Looped) -> None:
+    np.testing.assert_array_equal(looped.episodes.returns, looped.episodes.success.astype(np.float32))
+    assert looped.episodes.success.any()
+    assert not looped.episodes.success.all()
+    assert (looped.episodes.length <= looped.env.horizon).all()
+
+
+# --- the frozen model as an environment ------------------------------------------------------------------
+
+
+class Spy:
+    """A base model that remembers its last prediction."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.prediction: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backbone, name)
+
+    def step_upper(self, *inputs: Any) -> Any:
+        self.prediction, memory = self.backbone.step_upper(*inputs)
+        return self.prediction, memory
+
+
+def test_stepping_reproduces_the_offline_computation_of_discovery(
+    env: GridWorld,
+    internal_env: InternalEnv,
+    normal: Callable,
+    assert_close: Callable,
+) -> None:
+    """Episodes under given latents: the logits and switches of each step are those of the whole sequence."""
+    backbone, metacontroller = internal_env.controlled.backbone, internal_env.metacontroller
+    latents = normal(BATCH, env.horizon, 3, seed=9)
+    keys = jax.random.split(jax.random.key(4), (env.horizon + 1, BATCH))
+
+    @jax.jit
+    def step(keys: jax.Array, state: Any, latent: jax.Array, t: jax.Array) -> tuple[Any, Any, jax.Array]:
+        spy = Spy(backbone)
+        state, seen = InternalEnv(env, spy, metacontroller).step(keys, state, latent, t)  # type: ignore[arg-type]
+        return state, seen, spy.prediction.action.logits
+
+    state, seen = jax.jit(internal_env.reset)(keys[0])
+    observation, logits, decide, alive = [], [], [], []
+    for t in range(env.horizon):
+        observation.append(seen.timestep.observation)
+        alive.append(~seen.timestep.done)
+        decide.append(seen.decide)
+        state, seen, here = step(keys[t + 1], state, latents[:, t], jnp.int32(t))
+        logits.append(here)
+    stack = lambda parts: np.stack(jax.device_get(parts), 1)
+    observation, logits, decide, alive = map(stack, (observation, logits, decide, alive))
+
+    @jax.jit
+    def offline(observation: jax.Array) -> tuple[jax.Array, jax.Array]:
+        first = episode_starts(BATCH, env.horizon)
+        e = backbone.unroll_lower(observation, first)
+        past = metacontroller.past(e, jnp.ones((BATCH, env.horizon), bool))
+        before = jnp.pad(latents, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        beta = jax.vmap(metacontroller.switch, 1, 1)(e, past, before).at[:, 0].set(1.0)
+        return backbone.unroll_upper(metacontroller.control(e, latents), first).action.logits, beta
+
+    expected, beta = jax.device_get(offline(observation))
+    assert_close(logits[alive], expected[alive])
+    assert (np.abs(beta - 0.5) > 1e-4).all()  # none so near the threshold that rounding could decide
+    np.testing.assert_array_equal(decide, (beta >= 0.5) & alive)
+    assert 0.1 < decide[alive].mean() < 0.9
+    assert alive.sum(1).max() > 4
+
+
+def test_latents_matter(env: GridWorld, internal_env: InternalEnv) -> None:
+    """Another latent leads elsewhere; a zero one is the base model on its own."""
+    state, _ = jax.jit(internal_env.reset)(jax.random.split(jax.random.key(0), BATCH))
+    step = jax.jit(internal_env.step)
+    keys = jax.random.split(jax.random.key(5), BATCH)
+    after = [
+        step(keys, state, np.full((BATCH, 3), value, np.float32), jnp.int32(0))[0] for value in (0.0, 30.0)
+    ]
+    agents = [np.asarray(x.controlled.env.agent) for x in after]
+    assert (agents[0] != agents[1]).any()
+    plain = internal_env.controlled.step(keys, state.controlled, state.controlled.e, jnp.int32(0))
+    np.testing.assert_array_equal(agents[0], plain.env.agent)

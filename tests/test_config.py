@@ -1,0 +1,114 @@
+"""The configuration: everything in conf/ composes, and bad input is refused with the key's path."""
+
+from dataclasses import replace
+
+import pytest
+
+from internal_rl import config as config_module
+from internal_rl.config import CONF, Config, ConfigError, PretrainConfig, compose, load, save, validate
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+OPTIONS = sorted(
+    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "optim")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name):
+    assert compose([f"experiment={name}"]).experiment_name == name
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes(group, option):
+    assert isinstance(compose([f"{group}={option}", "collect.max_steps=36", "env.horizon=100"]), Config)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "controllers", "discover", "reinforce"])
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "optim").glob("*.yaml")))
+def test_every_optimiser_composes(stage, option):
+    assert isinstance(compose([f"optim@{stage}.optim={option}"]), Config)
+
+
+def test_unknown_key_is_refused_with_its_path():
+    with pytest.raises(ConfigError, match="widht"):
+        compose(["model.widht=3"])
+    with pytest.raises(ConfigError, match=r"model\.widht"):
+        config_module.from_omegaconf({"model": {"widht": 3}})
+
+
+def test_wrong_type_is_refused_with_its_path():
+    with pytest.raises(ConfigError, match=r"model\.width"):
+        compose(["model.width=wide"])
+    with pytest.raises(ConfigError, match=r"pretrain\.optim\.learning_rate"):
+        config_module.from_omegaconf({"pretrain": {"optim": {"learning_rate": "fast"}}})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.mixer=lstm"], r"model\.mixer='lstm' is not one of hawk, transformer"),
+        (["model.control_layer=4"], r"model\.control_layer=4 must leave blocks on both sides: 1 to 3"),
+        (["collect.noise=0"], r"collect\.noise=0\.0 and collect\.noise_kind=injection disagree"),
+        (["collect.max_steps=41"], r"collect\.max_steps=41 exceeds env\.horizon=40"),
+        (["pretrain.row_length=20"], r"pretrain\.row_length=20 is shorter than an episode \(36 steps\)"),
+        (["reinforce.episodes=5000"], r"must be a multiple of reinforce\.batch_size=4096"),
+        (["discover.steps=0"], r"discover\.steps=0 must be positive"),
+    ],
+)
+def test_senseless_values_are_refused_with_a_remedy(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(overrides)
+
+
+def test_saved_config_loads_equal_and_is_checked(tmp_path):
+    config = compose(["seed=3", "experiment=quickstart"])
+    save(config, tmp_path / "config.json")
+    assert load(tmp_path / "config.json") == config
+    (tmp_path / "config.json").write_text('{"seed": 1, "sede": 2}')
+    with pytest.raises(ConfigError, match="sede"):
+        load(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match=r"missing\.json"):
+        load(tmp_path / "missing.json")
+
+
+def test_validate_returns_the_config_it_was_given():
+    config = replace(Config(), pretrain=PretrainConfig(row_length=0))
+    assert validate(config) is config
+
+
+def test_quickstart_is_the_recipe():
+    config = compose(["experiment=quickstart"])
+    env, collect, model = config.env, config.collect, config.model
+    assert (env.size, env.num_colours, env.num_walls, env.horizon) == (6, 8, 0, 40)
+    assert (env.tasks, env.post_tasks, env.observation, env.num_maps) == ("ring:4", "0-1-2-3", "egocentric", 1)
+    assert (collect.episodes, collect.noise, collect.noise_kind) == (131_072, 0.3, "injection")
+    assert (model.mixer, model.depth, model.width, model.control_layer) == ("hawk", 4, 64, 1)
+    assert config.reinforce.num_seeds == 3
+
+
+def test_grid_paper_has_every_figure_of_the_paper():
+    config = compose(["experiment=grid_paper"])
+    env, model, meta, policy = config.env, config.model, config.metacontroller, config.policy
+    # Section 2 and Table A1
+    assert (env.size, env.num_colours, env.num_walls, env.horizon) == (7, 8, 4, 100)
+    assert (env.tasks, env.post_tasks, env.observation) == ("table_a1", "post_training_a1", "allocentric")
+    assert env.num_maps == 0
+    assert config.collect.noise == 0
+    # Table A4
+    assert (model.mixer, model.depth, model.width, model.mlp_width) == ("transformer", 6, 256, 512)
+    assert (model.num_heads, model.head_width, model.control_layer) == (4, 64, 3)
+    assert (model.scale, model.scale_last, model.embedding_variance) == (0.1, 0.1, None)
+    assert (config.pretrain.steps, config.pretrain.batch_size) == (256_000, 1_024)
+    assert config.pretrain.next_observation_weight in (0, 0.01)
+    # Table A9
+    assert (meta.history_width, meta.embedding_width, meta.encoder_width) == (32, 32, 64)
+    assert (meta.latent, meta.hypernetwork_width, meta.rank) == (8, 32, 16)
+    assert (config.discover.steps, config.discover.batch_size) == (64_000, 512)
+    assert config.discover.alpha in (0, 0.05, 0.1, 0.17, 0.3, 0.5, 1)
+    for optim, rate in ((config.pretrain.optim, 3e-4), (config.discover.optim, 1e-3)):
+        assert (optim.learning_rate, optim.weight_decay, optim.b1, optim.b2) == (rate, 0.03, 0.9, 0.999)
+        assert (optim.warmup_steps, optim.final_fraction, optim.embedding_learning_rate) == (0, 1.0, None)
+    # Tables A13 and A16
+    assert (policy.mixer, policy.width) == ("hawk", 256)
+    assert (config.reinforce.batch_size, config.reinforce.optim.learning_rate) == (1_024, 3e-5)
+    assert config.reinforce.optim.weight_decay == 0

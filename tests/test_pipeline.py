@@ -1,0 +1,110 @@
+"""One tiny run of everything, as a user starts it: scripts/pipeline.py experiment=smoke."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from internal_rl.config import ConfigError
+from internal_rl.experiment import load_run
+from internal_rl.tracking import read_metrics
+from internal_rl.trajectories import load
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("smoke") / "run"
+    done = script("pipeline", "experiment=smoke", f"run_dir={directory}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory
+
+
+def test_summary_has_every_promised_key(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    promised = {
+        "base": {"nll", "bayes_nll", "oracle_nll"},
+        "controllers": {"nll", "success", "by_transition"},
+        "discovery": {"switch_f1", "mid_share", "nll", "nll_permuted", "nll_zero", "nll_prior", "code_accuracy"},
+        "internal_rl": {"task", "episodes", "success"},
+        "raw_rl": {"task", "episodes", "success"},
+    }
+    for part, keys in promised.items():
+        assert keys <= set(summary[part]), part
+    assert set(summary["seconds"]) == {"collect", "pretrain", "controllers", "discover", "transitions", "reinforce"}
+    assert summary["internal_rl"]["episodes"] == summary["raw_rl"]["episodes"] == 256
+    assert len(summary["internal_rl"]["success"]) == 1
+    assert {"config", "versions", "device", "commit"} <= set(summary)
+
+
+def test_yardsticks_order(run_dir):
+    base = json.loads((run_dir / "summary.json").read_text())["base"]
+    assert base["oracle_nll"] < base["bayes_nll"] < base["nll"] < 2 * np.log(4)
+
+
+def test_metrics_of_every_stage_are_logged(run_dir):
+    lines = read_metrics(run_dir)
+    assert {line["stage"] for line in lines} == {"pretrain", "controllers", "discover", "internal_rl", "raw_rl"}
+    assert [line["episodes"] for line in lines if line["stage"] == "internal_rl"] == [128, 256]
+
+
+def test_report_opens_without_a_network(run_dir):
+    page = (run_dir / "report.html").read_text()
+    assert "data:image/png;base64" in page
+    assert 'src="http' not in page
+
+
+def test_rerun_skips_and_other_settings_are_refused(run_dir):
+    before = (run_dir / "results" / "discover.json").stat().st_mtime_ns
+    again = script("pipeline", "experiment=smoke", f"run_dir={run_dir}")
+    assert again.returncode == 0, again.stderr
+    assert "pretrain: finished before, skipped" in again.stdout
+    assert (run_dir / "results" / "discover.json").stat().st_mtime_ns == before
+    other = script("pipeline", "experiment=smoke", f"run_dir={run_dir}", "model.width=32")
+    assert other.returncode == 2
+    assert "model.width=16, not 32" in other.stderr
+
+
+def test_evaluate_on_another_task(run_dir):
+    done = script("evaluate", str(run_dir), "--task", "1-0", "--episodes", "64")
+    assert done.returncode == 0, done.stderr
+    assert "internal_rl seed 0 on 1-0: success 0." in done.stdout
+    bad = script("evaluate", str(run_dir), "--task", "9-0")
+    assert bad.returncode != 0
+    assert "env.num_colours > 9" in bad.stderr
+
+
+def test_load_run_replaces_settings_of_the_environment(run_dir):
+    assert load_run(run_dir).env.tasks.length == 3
+    assert load_run(run_dir, size=5).env.num_cells == 25
+    with pytest.raises(ConfigError, match=r"env\.sise"):
+        load_run(run_dir, sise=5)
+    with pytest.raises(ConfigError, match="not a run directory"):
+        load_run(run_dir / "data")
+
+
+def test_dataset_of_the_run_verifies(run_dir):
+    data = load(run_dir / "data" / "valid", labels=True)
+    assert len(data.length) == 64
+    assert set(data.labels) == {"subgoal", "oracle_log_prob", "bayes_log_prob"}
+
+
+def test_bad_settings_end_before_any_work(tmp_path):
+    for override, message in (
+        ("model.mixer=lstm", "model.mixer='lstm' is not one of"),
+        ("env.num_colours=40", "do not fit on 4 x 4 cells"),
+        ("env.tasks=ring", "env.tasks='ring' is not a task set"),
+    ):
+        done = script("pipeline", "experiment=smoke", f"run_dir={tmp_path / 'x'}", override)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert not (tmp_path / "x").exists()
