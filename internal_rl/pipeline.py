@@ -59,7 +59,7 @@ def run_reinforce(run: Run, tracker: Tracker) -> None:
     rl = run.config.reinforce
     began = time.monotonic()
     unfinished = lambda algorithm: [s for s in range(rl.num_seeds) if run.result(f"{algorithm}_{s}") is None]
-    missing = {algorithm: unfinished(algorithm) for algorithm in ALGORITHMS}
+    missing: dict[reinforce.Algorithm, list[int]] = {algorithm: unfinished(algorithm) for algorithm in ALGORITHMS}
     if rl.vmap_seeds:
         for algorithm, seeds in missing.items():
             if seeds:

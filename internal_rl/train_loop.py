@@ -119,9 +119,13 @@ def run(
                 scores = evaluate(state.params)
                 rate = (done - start) / (time.monotonic() - began)
                 tracker.log(stage, done, {**scores, "steps_per_second": rate})
-            if stop.requested or (done % checkpoint_every == 0 and done < steps):
+            stopping = stop.requested  # read once: the signal may come at any moment
+            if stopping or (done % checkpoint_every == 0 and done < steps):
+                if pending is not None:  # the resumed run will not log it
+                    tracker.log(stage, *_fetch(pending))
+                    pending = None
                 checkpoint.save(running, state, {"stage": stage, "step": done})
-            if stop.requested:
+            if stopping:
                 raise Interrupted(f"{stage} stopped after step {done} and saved; run the same command to continue")
         if pending is not None:
             tracker.log(stage, *_fetch(pending))

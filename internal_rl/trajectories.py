@@ -178,6 +178,11 @@ class Batches:
     def __call__(self, step: int) -> Batch:
         return self.gather(self.draw(step))
 
+    def labelled(self, step: int) -> tuple[Batch, np.ndarray]:
+        """Batch number `step` and its subgoals [B, T] (for diagnostics only; the data must be loaded with labels)."""
+        index = self.draw(step)
+        return self.gather(index), self.data.labels["subgoal"][np.maximum(index, 0)]
+
     def draw(self, step: int) -> np.ndarray:
         """Step indices [B, T] of batch number `step`, -1 for padding."""
         rng = np.random.default_rng((self.seed, step))

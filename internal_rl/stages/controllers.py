@@ -19,11 +19,12 @@ from internal_rl import checkpoint
 from internal_rl.config import Config
 from internal_rl.internal_env import ControlledEnv
 from internal_rl.objectives import masked_mean
+from internal_rl.stages.collect import training_batches
 from internal_rl.stages.pretrain import load_base
 from internal_rl.tracking import Tracker
 from internal_rl.train_loop import init_state, make_optimiser, make_update
 from internal_rl.train_loop import run as run_loop
-from internal_rl.trajectories import Batch, bucketed_batches, load, whole
+from internal_rl.trajectories import Batch, load, whole
 
 
 def init_controllers(config: Config, num_subgoals: int) -> dict[str, jax.Array]:
@@ -51,12 +52,7 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
     """Train the controllers, save them to controllers/, and measure them on the post-training task."""
     settings = config.controllers
     base_graph, base_params = load_base(config, env, run_dir)
-    data = load(run_dir / "data" / ("star" if config.collect.on_the_fly else "train"), labels=True)
-    batches = bucketed_batches(data, config.discover.num_buckets, settings.batch_size, config.seed + 3)
-
-    def inputs(step: int) -> tuple[Any, Batch, np.ndarray]:
-        index = batches.draw(step)
-        return base_params, batches.gather(index), data.labels["subgoal"][np.maximum(index, 0)]
+    batches = training_batches(config, env, run_dir, "controllers")
 
     def log_probs(params: Any, base_params: Any, batch: Batch, subgoal: jax.Array) -> jax.Array:
         base = nnx.merge(base_graph, base_params)
@@ -79,7 +75,7 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
     state = run_loop(
         make_update(loss_fn, optimiser),
         init_state(init_controllers(config, config.env.num_colours), optimiser),
-        inputs,
+        lambda step: (base_params, *batches.labelled(step)),
         stage="controllers",
         steps=settings.steps,
         tracker=tracker,

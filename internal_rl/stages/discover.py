@@ -17,11 +17,12 @@ from internal_rl.config import Config
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Inference, Metacontroller
 from internal_rl.objectives import elbo, warm_up
+from internal_rl.stages.collect import training_batches
 from internal_rl.stages.pretrain import load_base, make_log_probs, yardsticks
 from internal_rl.tracking import Tracker
 from internal_rl.train_loop import init_state, make_optimiser, make_update
 from internal_rl.train_loop import run as run_loop
-from internal_rl.trajectories import Batch, bucketed_batches, load, whole
+from internal_rl.trajectories import Batch, load, whole
 
 DIAGNOSTIC_EPISODES = 1_024
 
@@ -143,8 +144,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     base_graph, base_params = load_base(config, env, run_dir)
     graphdef, params = build(config)
     diagnostics = Diagnostics(config, env, run_dir, base_graph, graphdef)
-    data = load(run_dir / "data" / ("train" if discover.noise is None else "star"))
-    batches = bucketed_batches(data, discover.num_buckets, discover.batch_size, config.seed + 1)
+    batches = training_batches(config, env, run_dir, "discover")
     key = jax.random.fold_in(jax.random.key(config.seed), 31)
     trained = {"metacontroller": params, **({"base": base_params} if discover.cotrain else {})}
 

@@ -15,11 +15,11 @@ from internal_rl import checkpoint
 from internal_rl.config import Config
 from internal_rl.models.backbone import Backbone
 from internal_rl.objectives import behaviour_loss
-from internal_rl.stages import collect
+from internal_rl.stages.collect import training_batches
 from internal_rl.tracking import Tracker
 from internal_rl.train_loop import init_state, make_optimiser, make_update
 from internal_rl.train_loop import run as run_loop
-from internal_rl.trajectories import Batch, load, packed_batches, whole
+from internal_rl.trajectories import Batch, load, whole
 
 EVALUATION_CHUNK = 512  # episodes a forward pass
 
@@ -88,13 +88,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     def evaluate(params: Any) -> dict[str, float]:
         return {"valid_nll": float(-log_probs(params, valid)[valid.mask].mean()), **exact}
 
-    if config.collect.on_the_fly:
-        batches = collect.on_the_fly(config, env, config.seed)
-        padding = 1 - float(valid.mask.mean())
-    else:
-        data = load(run_dir / "data" / "train")
-        batches = packed_batches(data, pretrain.row_length, pretrain.batch_size, config.seed)
-        padding = batches.padding
+    batches = training_batches(config, env, run_dir, "pretrain")
     optimiser = make_optimiser(pretrain.optim, pretrain.steps)
     update = make_update(pretraining_loss(graphdef, pretrain.next_observation_weight), optimiser)
     state = run_loop(
@@ -112,7 +106,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     )
     checkpoint.save(run_dir / "base", state.params, {"stage": "pretrain", "step": int(state.step)})
     scores = evaluate(state.params)
-    return {"nll": scores["valid_nll"], **exact, "padding": padding}
+    return {"nll": scores["valid_nll"], **exact, "padding": batches.padding}
 
 
 def load_base(config: Config, env: Environment, run_dir: Path) -> tuple[Any, Any]:

@@ -210,9 +210,10 @@ def train_seeds(
                 scores = {name: float(values[row]) for name, values in metrics.items()}
                 trackers[seed].log(algorithm, done * rl.batch_size, {**scores, "episodes_per_second": speed})
             bar.update(1, success=f"{metrics['success'].mean():.3f}")
-            if stop.requested or (done % every == 0 and done < updates):
+            stopping = stop.requested  # read once: the signal may come at any moment
+            if stopping or (done % every == 0 and done < updates):
                 checkpoint.save(running, state, {"stage": algorithm, "update": done})
-            if stop.requested:
+            if stopping:
                 raise Interrupted(f"{algorithm} seed {name} stopped after update {done} and saved")
     after, results = test(state.params, keys), {}
     seconds = round(time.monotonic() - began, 1)

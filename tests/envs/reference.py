@@ -5,7 +5,7 @@ of a filter over automaton states.
 """
 
 from collections import deque
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def all_tasks(spec, num_colours):
     fits = [
         task
         for task in product(range(num_colours), repeat=int(spec[5:]))
-        if all((b - a) % num_colours not in (0, 1) for a, b in zip(task, task[1:], strict=False))
+        if all((b - a) % num_colours not in (0, 1) for a, b in pairwise(task))
     ]
     return [(task, 1 / len(fits)) for task in fits]  # each colour has equally many successors
 
@@ -106,7 +106,7 @@ def bayes_log_prob(expert, tasks, cells, labels):
 def likelihood(expert, task, cells):
     """Probability of the positions given `task` and no end so far, and how many of its colours were visited."""
     weight, visited = 1.0, 0
-    for before, after in zip(cells, cells[1:], strict=False):
+    for before, after in pairwise(cells):
         chances = expert.executed[task[visited], before]
         weight *= sum(chances[a] for a in range(4) if move(expert.size, expert.walls, before, a) == after)
         if before != after and after in expert.colours:

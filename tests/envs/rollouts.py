@@ -53,17 +53,31 @@ def expert_episodes(env, expert, num_episodes, seed=0):
     return batch(partial(expert_episode, env, expert), num_episodes, seed)
 
 
-def random_episode(env, key):
-    """One episode of uniformly random actions: the first and all later time steps, run to the horizon."""
+def expert_policy(expert):
+    def begin(state):
+        plan = expert.plan(state)
+        return lambda key, state: expert.act(key, plan, state)[0]
+
+    return begin
+
+
+def random_policy(_):
+    return lambda key, _: jax.random.randint(key, (), 0, 4)
+
+
+def episode(env, policy, key):
+    """One episode, run to the horizon: the first state and time step, then actions, time steps and progress [T]."""
     reset_key, act_key = jax.random.split(key)
     state, first = env.reset(reset_key)
-    actions = jax.random.randint(act_key, (env.horizon,), 0, 4)
-    _, steps = jax.lax.scan(env.step, state, actions)
-    return state, actions, first, steps
+    act = policy(state)
 
+    def step(state, key):
+        action = act(key, state)
+        state, timestep = env.step(state, action)
+        return state, (action, timestep, state.pinpad.index)
 
-def random_episodes(env, num_episodes, seed=0):
-    return batch(partial(random_episode, env), num_episodes, seed)
+    _, (actions, timesteps, progress) = jax.lax.scan(step, state, jax.random.split(act_key, env.horizon))
+    return state, first, actions, timesteps, progress
 
 
 def nll(episodes, name):

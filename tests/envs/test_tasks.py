@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 
 import jax
@@ -21,8 +22,7 @@ def language(tasks):
         successors = np.flatnonzero(tasks.transition[state])
         if not len(successors):
             found[colours] += chance
-        for s in successors:
-            stack.append(((*colours, int(tasks.subgoal[s])), s, chance * tasks.transition[state, s]))
+        stack += [((*colours, int(tasks.subgoal[s])), s, chance * tasks.transition[state, s]) for s in successors]
     return found
 
 
@@ -69,7 +69,7 @@ def test_samples_follow_the_set(spec):
 def sequences(draw):
     """Task sets in which no colour follows itself, as lists of colours; duplicates may occur."""
     task = st.lists(st.integers(0, NUM_COLOURS - 1), min_size=1, max_size=5)
-    return draw(st.lists(task.filter(lambda t: all(a != b for a, b in zip(t, t[1:], strict=False))), min_size=1))
+    return draw(st.lists(task.filter(lambda t: all(a != b for a, b in itertools.pairwise(t))), min_size=1))
 
 
 @given(sequences())

@@ -63,32 +63,34 @@ def make_looped(
     return make
 
 
-@pytest.fixture(scope="module", params=["raw", "gru", "hawk"])
+@pytest.fixture(scope="module", params=["raw", "hawk"])
 def looped(request: pytest.FixtureRequest, make_looped: Callable) -> Looped:
     return make_looped(request.param)
 
 
-@pytest.mark.parametrize("kind", ["raw", "gru"])
+@pytest.mark.parametrize("kind", ["raw", "hawk"])
 def test_compiled_rollout_plays_the_episodes_of_the_loop_with_and_without_compaction(
     make_looped: Callable, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Here with fewer slots than decisions: the ones that do not fit are taken, and not recorded."""
     looped = make_looped(kind)
-    monkeypatch.setattr(module, "SMALLEST_BATCH", 3)
+    monkeypatch.setattr(module, "SMALLEST_BATCH", 6)
+    monkeypatch.setattr(module, "SHRINK", 2)
 
     def play(compact: bool) -> Episodes:
         play = jax.jit(lambda keys: rollout(looped.env, looped.policy, keys, SLOTS, compact))
         return jax.device_get(play(looped.keys))
 
-    compact, plain = play(True), play(False)
-    jax.tree.map(np.testing.assert_array_equal, compact, plain)
-    live = [(plain.length > t).sum() for t in range(4, looped.env.horizon, 4)]  # when compaction may happen
-    assert any(0 < count <= 3 for count in live), live
+    compact = play(True)
+    if kind == "raw":  # elsewhere the loop, itself without compaction, has to do
+        jax.tree.map(np.testing.assert_array_equal, compact, play(False))
+    live = [(compact.length > t).sum() for t in range(4, looped.env.horizon, 4)]  # when compaction may happen
+    assert any(0 < count <= 6 for count in live), live
 
     decisions = jax.tree.map(lambda x: x[:, :SLOTS], looped.episodes.decisions)
     expected = looped.episodes.replace(decisions=decisions)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, expected)
-    assert (plain.num_decisions > SLOTS).any()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), compact, expected)
+    assert (compact.num_decisions > SLOTS).any()
 
 
 def test_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +153,20 @@ def test_recorded_log_prob_is_what_the_policy_learns_from(looped: Looped) -> Non
     np.testing.assert_allclose(log_prob, decisions.log_prob[decisions.mask], atol=1e-4)
 
 
+@pytest.mark.parametrize("mixer", ["gru", "hawk"])
+def test_latent_policy_steps_equal_its_unroll(
+    config: Config, make_rngs: Callable, stream: jax.Array, assert_close: Callable, mixer: str
+) -> None:
+    settings = replace(config.policy, mixer=mixer, initial_std=0.5)
+    policy = LatentPolicy(config.model.width, config.metacontroller.latent, settings, make_rngs())
+    unrolled, step = jax.jit(policy.unroll)(stream), jax.jit(policy.step)
+    memory = policy.init_memory(3, 6)
+    for t in range(6):
+        distribution, memory = step(stream[:, t], memory, jnp.int32(0))
+        assert_close(distribution.mean, unrolled.mean[:, t])
+        np.testing.assert_allclose(np.exp(distribution.log_std), 0.5, rtol=1e-6)
+
+
 def test_returns_are_successes_on_the_grid(looped: Looped) -> None:
     np.testing.assert_array_equal(looped.episodes.returns, looped.episodes.success.astype(np.float32))
     assert looped.episodes.success.any()
@@ -182,16 +198,18 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
     normal: Callable,
     assert_close: Callable,
 ) -> None:
-    """Episodes under given latents: the logits and switches of each step are those of the whole sequence."""
+    """Under given latents each step has the logits and switch of the whole sequence, and acts on them."""
     backbone, metacontroller = internal_env.controlled.backbone, internal_env.metacontroller
     latents = normal(BATCH, env.horizon, 3, seed=9)
     keys = jax.random.split(jax.random.key(4), (env.horizon + 1, BATCH))
 
     @jax.jit
-    def step(keys: jax.Array, state: Any, latent: jax.Array, t: jax.Array) -> tuple[Any, Any, jax.Array]:
+    def step(keys: jax.Array, before: Any, latent: jax.Array, t: jax.Array) -> tuple[Any, ...]:
         spy = Spy(backbone)
-        state, seen = InternalEnv(env, spy, metacontroller).step(keys, state, latent, t)  # type: ignore[arg-type]
-        return state, seen, spy.prediction.action.logits
+        after, seen = InternalEnv(env, spy, metacontroller).step(keys, before, latent, t)  # type: ignore[arg-type]
+        action = jax.vmap(jax.random.categorical)(keys, spy.prediction.action.logits)
+        moved, _ = jax.vmap(env.step)(before.controlled.env, action)
+        return after, seen, spy.prediction.action.logits, moved.agent
 
     state, seen = jax.jit(internal_env.reset)(keys[0])
     observation, logits, decide, alive = [], [], [], []
@@ -199,7 +217,8 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
         observation.append(seen.timestep.observation)
         alive.append(~seen.timestep.done)
         decide.append(seen.decide)
-        state, seen, here = step(keys[t + 1], state, latents[:, t], jnp.int32(t))
+        state, seen, here, agent = step(keys[t + 1], state, latents[:, t], jnp.int32(t))
+        np.testing.assert_array_equal(state.controlled.env.agent, agent)
         logits.append(here)
     stack = lambda parts: np.stack(jax.device_get(parts), 1)
     observation, logits, decide, alive = map(stack, (observation, logits, decide, alive))
@@ -219,17 +238,3 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
     np.testing.assert_array_equal(decide, (beta >= 0.5) & alive)
     assert 0.1 < decide[alive].mean() < 0.9
     assert alive.sum(1).max() > 4
-
-
-def test_latents_matter(env: GridWorld, internal_env: InternalEnv) -> None:
-    """Another latent leads elsewhere; a zero one is the base model on its own."""
-    state, _ = jax.jit(internal_env.reset)(jax.random.split(jax.random.key(0), BATCH))
-    step = jax.jit(internal_env.step)
-    keys = jax.random.split(jax.random.key(5), BATCH)
-    after = [
-        step(keys, state, np.full((BATCH, 3), value, np.float32), jnp.int32(0))[0] for value in (0.0, 30.0)
-    ]
-    agents = [np.asarray(x.controlled.env.agent) for x in after]
-    assert (agents[0] != agents[1]).any()
-    plain = internal_env.controlled.step(keys, state.controlled, state.controlled.e, jnp.int32(0))
-    np.testing.assert_array_equal(agents[0], plain.env.agent)

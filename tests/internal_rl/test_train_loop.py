@@ -1,0 +1,225 @@
+"""The training loop: what is interrupted goes on as if it had not been; and the optimiser."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internal_rl import checkpoint
+from internal_rl.config import OptimConfig
+from internal_rl.tracking import Tracker, read_metrics
+from internal_rl.train_loop import (
+    Interrupted,
+    TrainState,
+    init_state,
+    make_optimiser,
+    make_update,
+    run,
+    stop_flag,
+)
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def update() -> Callable:
+    """Gradient steps on a quadratic whose minimum the input moves."""
+
+    def loss_fn(params: Any, step: jax.Array, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss = jnp.square(params["w"] - x).sum() + step
+        return loss, {"loss": loss}
+
+    return make_update(loss_fn, make_optimiser(OptimConfig(learning_rate=0.1), STEPS))
+
+
+@pytest.fixture
+def fresh() -> TrainState:
+    return init_state({"w": jnp.ones((2, 2))}, make_optimiser(OptimConfig(learning_rate=0.1), STEPS))
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Iterator[Tracker]:
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        yield tracker
+
+
+@pytest.fixture(autouse=True)
+def no_kill() -> Iterator[None]:
+    """If the loop does not catch the signal, fail the test rather than end pytest."""
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("nobody caught the signal")
+
+    former = signal.signal(signal.SIGTERM, fail)
+    yield
+    assert signal.signal(signal.SIGTERM, former) is fail, "the loop left its handler behind"
+
+
+class Inputs:
+    """Inputs as a pure function of the step; remembers which were asked for, and can disturb one."""
+
+    def __init__(self, disturb: dict[int, Callable[[], Any]] | None = None) -> None:
+        self.asked: list[int] = []
+        self.disturb = disturb or {}
+
+    def __call__(self, step: int) -> tuple[np.ndarray]:
+        self.asked.append(step)
+        self.disturb.get(step, lambda: None)()
+        return (np.full((2, 2), 0.1 * step, np.float32),)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def crash() -> None:
+    raise MemoryError
+
+
+def train(
+    update: Callable, state: TrainState, inputs: Inputs, tracker: Tracker, directory: Path, **settings: Any
+) -> TrainState:
+    defaults = {"log_every": 2, "checkpoint_every": 4} | settings
+    common = {"stage": "pretrain", "steps": STEPS, "tracker": tracker, "directory": directory}
+    return run(update, state, inputs, **common, **defaults)
+
+
+def assert_same(actual: TrainState, expected: TrainState) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def logged(run_dir: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(run_dir) if "loss" in line]
+
+
+@pytest.fixture
+def uninterrupted(
+    update: Callable, fresh: TrainState, tmp_path: Path
+) -> tuple[TrainState, list[tuple[int, float]]]:
+    with Tracker(tmp_path / "whole", wandb_mode="disabled") as tracker:
+        state = train(update, fresh, Inputs(), tracker, tmp_path / "whole" / "pretrain")
+    return state, logged(tmp_path / "whole")
+
+
+def test_run_is_the_plain_loop(update: Callable, fresh: TrainState, uninterrupted: tuple) -> None:
+    state, losses = fresh, {}
+    for step in range(STEPS):
+        state, metrics = update(state, *Inputs()(step))
+        losses[step + 1] = float(metrics["loss"])
+    assert_same(uninterrupted[0], state)
+    assert uninterrupted[0].step == STEPS
+    assert uninterrupted[1] == [(step, pytest.approx(losses[step])) for step in (2, 4, 6)]
+
+
+@pytest.mark.parametrize("at", [0, 2, 4, 5])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, uninterrupted: tuple, at: int
+) -> None:
+    directory = tmp_path / "pretrain"
+    with pytest.raises(Interrupted, match=f"after step {at + 1} and saved"):
+        train(update, fresh, Inputs({at: terminate}), tracker, directory)
+    assert checkpoint.metadata(directory / "running")["step"] == at + 1
+
+    rest = Inputs()
+    assert_same(train(update, fresh, rest, tracker, directory), uninterrupted[0])
+    assert rest.asked == list(range(at + 1, STEPS))
+    assert logged(tmp_path) == uninterrupted[1]
+
+
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, uninterrupted: tuple
+) -> None:
+    with pytest.raises(MemoryError):
+        train(update, fresh, Inputs({5: crash}), tracker, tmp_path)
+    rest = Inputs()
+    assert_same(train(update, fresh, rest, tracker, tmp_path), uninterrupted[0])
+    assert rest.asked == [4, 5]
+
+
+def test_evaluation_comes_every_so_often_and_at_the_end(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path
+) -> None:
+    evaluate = lambda params: {"valid_nll": float(params["w"][0, 0])}
+    state = train(
+        update, fresh, Inputs(), tracker, tmp_path / "pretrain", evaluate=evaluate, evaluate_every=4
+    )
+    scores = [(line["step"], line["valid_nll"]) for line in read_metrics(tmp_path) if "valid_nll" in line]
+    assert [step for step, _ in scores] == [4, 6]
+    assert scores[1][1] == pytest.approx(float(state.params["w"][0, 0]))
+
+
+def test_stop_flag_gives_the_former_handlers_back() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with stop_flag() as flag:
+        assert not flag.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag.requested
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_update_reports_the_gradient_norm(update: Callable, fresh: TrainState) -> None:
+    state, metrics = update(fresh, np.full((2, 2), 3.0, np.float32))
+    assert float(metrics["grad_norm"]) == pytest.approx(8.0)  # four derivatives 2 (1 - 3)
+    assert float(metrics["loss"]) == pytest.approx(16.0)
+    assert state.step == 1
+
+
+# --- the optimiser ---------------------------------------------------------------------------------------
+
+
+def move(config: OptimConfig, gradient: float, steps: int = 1, total: int = 100) -> dict[str, float]:
+    """Sum of `steps` updates of parameters that are all 1, under a constant gradient."""
+    params = {
+        "embedding": {"table": np.ones((1, 1))},
+        "rest": {"matrix": np.ones((1, 1)), "vector": np.ones(1)},
+    }
+    optimiser = make_optimiser(config, total)
+    state, gradients = optimiser.init(params), jax.tree.map(lambda x: np.full_like(x, gradient), params)
+    moved = jax.tree.map(np.zeros_like, params)
+    update = jax.jit(optimiser.update)
+    for _ in range(steps):
+        updates, state = update(gradients, state, params)
+        moved = jax.tree.map(np.add, moved, updates)
+    return {name: float(moved[part][name].squeeze()) for part in params for name in params[part]}
+
+
+def test_decay_acts_on_matrices_only() -> None:
+    moved = move(OptimConfig(learning_rate=0.1, weight_decay=0.5), 0.0)
+    assert moved == pytest.approx({"table": -0.05, "matrix": -0.05, "vector": 0.0})
+
+
+def test_the_embedding_may_have_its_own_undecayed_rate() -> None:
+    settings = {"learning_rate": 0.1, "weight_decay": 0.5, "clip": None}
+    moved = move(OptimConfig(**settings, embedding_learning_rate=0.3), 2.0)
+    # Adam's first step is the rate times the gradient's sign
+    assert moved == pytest.approx({"table": -0.3, "matrix": -0.15, "vector": -0.1}, rel=1e-4)
+
+
+def test_gradients_are_clipped_before_adam() -> None:
+    """Seen in Adam's second moment: three equal gradients of norm 5 sqrt(3) become ones of norm 1."""
+    params = {"w": np.ones(3)}
+    optimiser = make_optimiser(OptimConfig(clip=1.0), 10)
+    _, state = jax.jit(optimiser.update)({"w": np.full(3, 5.0)}, optimiser.init(params), params)
+    squares = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3,)]
+    assert any(np.allclose(leaf, 0.001 / 3, rtol=1e-4) for leaf in squares)
+
+
+def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
+    config = OptimConfig(learning_rate=1.0, weight_decay=0.0, clip=None, warmup_steps=4, final_fraction=0.1)
+    after = [move(config, 1.0, steps, total=8)["vector"] for steps in range(1, 10)]
+    rates = -np.diff([0.0, *after])
+    cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(5) / 4)) / 2
+    np.testing.assert_allclose(rates[0], 0.25, rtol=1e-3)
+    assert (np.diff(rates[:5]) > 0).all()
+    np.testing.assert_allclose(rates[4:], cosine, rtol=1e-3)
+
+
+def test_the_rate_is_constant_by_default() -> None:
+    config = OptimConfig(learning_rate=1.0, weight_decay=0.0, clip=None)
+    assert move(config, 1.0, steps=3, total=3)["vector"] == pytest.approx(-3.0, rel=1e-3)
