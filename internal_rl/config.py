@@ -92,6 +92,7 @@ class ControllersConfig:
     batch_size: int = 64
     rank: int = 16
     episodes: int = 1_024  # to measure success
+    trials: int = 2_048  # of each unseen transition
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
@@ -185,7 +186,13 @@ POSITIVE = (
     *("env.size", "env.num_colours", "env.horizon", "collect.episodes", "collect.valid_episodes"),
     *("collect.shard_episodes", "model.depth", "model.width", "model.mlp_width", "model.num_heads"),
     *("pretrain.steps", "pretrain.batch_size", "pretrain.valid_every", "controllers.steps", "controllers.rank"),
-    *("controllers.batch_size", "controllers.episodes", "metacontroller.latent", "discover.steps"),
+    *(
+        "controllers.batch_size",
+        "controllers.episodes",
+        "controllers.trials",
+        "metacontroller.latent",
+        "discover.steps",
+    ),
     *("discover.batch_size", "discover.num_buckets", "discover.valid_every", "reinforce.episodes"),
     *("reinforce.batch_size", "reinforce.epochs", "reinforce.max_decisions", "reinforce.num_seeds"),
     *("reinforce.test_episodes", "policy.initial_std", "tracker.log_every", "checkpoint_every"),

@@ -21,7 +21,6 @@ from internal_rl.models.metacontroller import SWITCH_THRESHOLD
 from internal_rl.stages.controllers import goal_control, load_controllers
 from internal_rl.stages.discover import load_metacontroller
 
-TRIALS = 2_048  # a transition
 Source = Literal["base", "prior", "same_code"]
 
 
@@ -74,7 +73,7 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
     with np.load(directory / "discover" / "diagnostics.npz", allow_pickle=False) as file:
         bank, bank_subgoal = file["code_latent"], file["code_subgoal"]
     key, rng = jax.random.fold_in(jax.random.key(config.seed), 5_000), np.random.default_rng(config.seed)
-    episodes = TRIALS * len(wanted)
+    episodes = config.controllers.trials * len(wanted)
     starts = jax.vmap(env.reset)(jax.random.split(jax.random.fold_in(key, 0), episodes))[0]
     pairs = [tuple(pair) for pair in np.asarray(starts.pinpad.task).tolist()]  # what each episode will ask for
     goal = np.array([b for _, b in pairs])

@@ -29,9 +29,7 @@ from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Metacontroller
 
 # scale_last = 1 where the recipe has 0.1: with small outputs a wrong term could hide below the tolerance.
-MODEL = ModelConfig(
-    depth=2, width=8, mlp_width=16, num_heads=2, head_width=4, control_layer=1, scale_last=1.0
-)
+MODEL = ModelConfig(depth=2, width=8, mlp_width=16, num_heads=2, head_width=4, control_layer=1, scale_last=1.0)
 METACONTROLLER = MetacontrollerConfig(
     history_width=4,
     embedding_width=5,

@@ -77,9 +77,7 @@ def test_the_cut_divides_the_blocks(
     assert_close(jax.jit(model.unroll_lower)(observation, first), expected)
 
 
-def test_block_is_pre_norm_and_residual(
-    make_backbone: Callable, stream: jax.Array, assert_close: Callable
-) -> None:
+def test_block_is_pre_norm_and_residual(make_backbone: Callable, stream: jax.Array, assert_close: Callable) -> None:
     block, first = make_backbone("hawk").blocks[0], episode_starts(3, 6)
     mixed = stream + block.mixer.unroll(block.mixer_norm(stream), first)
     assert_close(jax.jit(block.unroll)(stream, first), mixed + block.mlp(block.mlp_norm(mixed)))

@@ -60,9 +60,7 @@ def test_same_subgoal_latents_come_from_other_episodes(codes: Codes) -> None:
 def test_same_subgoal_latents_are_drawn_once_a_segment_among_all_candidates() -> None:
     rng = np.random.default_rng(0)
     subgoal, mask = np.zeros((2, 3), int), np.ones((2, 3), bool)
-    candidates = Codes(
-        np.array([[1.0], [2.0], [9.0]]), *(np.zeros(3, int) for _ in range(3)), np.array([1, 1, 0])
-    )
+    candidates = Codes(np.array([[1.0], [2.0], [9.0]]), *(np.zeros(3, int) for _ in range(3)), np.array([1, 1, 0]))
     drawn = [same_subgoal_latents(candidates, subgoal, mask, rng)[0, :, 0] for _ in range(30)]
     assert all(len(set(held)) == 1 for held in drawn)
     assert {held[0] for held in drawn} == {1.0, 2.0}

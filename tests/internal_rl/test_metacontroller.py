@@ -36,10 +36,7 @@ def infer(request: pytest.FixtureRequest, make_metacontroller: Callable) -> Call
 
 @pytest.fixture(scope="module")
 def embed(make_metacontroller: Callable) -> dict[str, Callable]:
-    return {
-        embedder: jax.jit(make_metacontroller(embedder=embedder).embed_sequence)
-        for embedder in ("gru", "hawk")
-    }
+    return {embedder: jax.jit(make_metacontroller(embedder=embedder).embed_sequence) for embedder in ("gru", "hawk")}
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +99,9 @@ def numpy_integrate(metacontroller: Metacontroller, e: np.ndarray, past: np.ndar
     z, betas, latents = np.zeros((BATCH, LATENT)), [], []
     for t in range(LENGTH):
         hidden = np.concatenate([e[:, t], past[:, t]], -1) @ weights(metacontroller.switch_input)
-        hidden += np.asarray(metacontroller.switch_input.bias[...]) + z @ weights(
-            metacontroller.switch_latent
-        )
+        hidden += np.asarray(metacontroller.switch_input.bias[...]) + z @ weights(metacontroller.switch_latent)
         score = np.maximum(hidden, 0) @ weights(metacontroller.switch_output)
-        beta = (
-            sigmoid(score + np.asarray(metacontroller.switch_output.bias[...])) if t else np.ones((BATCH, 1))
-        )
+        beta = sigmoid(score + np.asarray(metacontroller.switch_output.bias[...])) if t else np.ones((BATCH, 1))
         z = beta * proposals[:, t] + (1 - beta) * z
         betas.append(beta[:, 0])
         latents.append(z)
@@ -136,9 +129,7 @@ def test_past_is_the_history_before_each_step(metacontroller: Metacontroller, st
     assert (np.abs(after - before)[:, 4].max(-1) > 1e-4).all()
 
 
-def test_the_switch_does_not_see_the_future(
-    integrate: Callable, stream: jax.Array, proposals: jax.Array
-) -> None:
+def test_the_switch_does_not_see_the_future(integrate: Callable, stream: jax.Array, proposals: jax.Array) -> None:
     before = integrate(stream, proposals)
     after = integrate(stream.at[:, 4].add(1.0), proposals)
     for x, y in zip(before, after, strict=True):
@@ -232,7 +223,5 @@ def test_embedding_of_a_padded_sequence_is_that_of_the_sequence(
 
 def test_log_std_is_kept_in_a_range(metacontroller: Metacontroller, normal: Callable) -> None:
     huge = 1e4 * normal(BATCH, LENGTH, WIDTH, seed=8)
-    log_std = np.asarray(
-        metacontroller.encode(huge, jnp.zeros((BATCH, LENGTH, 4)), jnp.zeros((BATCH, 5))).log_std
-    )
+    log_std = np.asarray(metacontroller.encode(huge, jnp.zeros((BATCH, LENGTH, 4)), jnp.zeros((BATCH, 5))).log_std)
     assert (log_std.min(), log_std.max()) == (-6, 2)

@@ -35,9 +35,7 @@ def unroll(mixer: Mixer) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return jax.jit(mixer.unroll)
 
 
-def test_step_equals_unroll_at_every_step(
-    mixer: Mixer, unroll: Callable, x: jax.Array, assert_close: Callable
-) -> None:
+def test_step_equals_unroll_at_every_step(mixer: Mixer, unroll: Callable, x: jax.Array, assert_close: Callable) -> None:
     with jax.default_matmul_precision("highest"):
         expected = unroll(x, episode_starts(2, LENGTH))
         step, memory = jax.jit(mixer.step), mixer.init_memory(2, LENGTH)

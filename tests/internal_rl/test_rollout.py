@@ -123,9 +123,7 @@ def test_records_agree_with_the_steps(looped: Looped) -> None:
 def test_the_first_step_decides_and_none_after_the_end(looped: Looped) -> None:
     assert looped.carries[0].step.decide.all()
     ended = [carry.step.timestep.done for carry in looped.carries]
-    assert not any(
-        (carry.step.decide & done).any() for carry, done in zip(looped.carries, ended, strict=True)
-    )
+    assert not any((carry.step.decide & done).any() for carry, done in zip(looped.carries, ended, strict=True))
     assert ended[5].any()
     assert ended[-1].all()
 

@@ -99,9 +99,7 @@ def logged(run_dir: Path) -> list[tuple[int, float]]:
 
 
 @pytest.fixture
-def uninterrupted(
-    update: Callable, fresh: TrainState, tmp_path: Path
-) -> tuple[TrainState, list[tuple[int, float]]]:
+def uninterrupted(update: Callable, fresh: TrainState, tmp_path: Path) -> tuple[TrainState, list[tuple[int, float]]]:
     with Tracker(tmp_path / "whole", wandb_mode="disabled") as tracker:
         state = train(update, fresh, Inputs(), tracker, tmp_path / "whole" / "pretrain")
     return state, logged(tmp_path / "whole")
@@ -146,9 +144,7 @@ def test_evaluation_comes_every_so_often_and_at_the_end(
     update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path
 ) -> None:
     evaluate = lambda params: {"valid_nll": float(params["w"][0, 0])}
-    state = train(
-        update, fresh, Inputs(), tracker, tmp_path / "pretrain", evaluate=evaluate, evaluate_every=4
-    )
+    state = train(update, fresh, Inputs(), tracker, tmp_path / "pretrain", evaluate=evaluate, evaluate_every=4)
     scores = [(line["step"], line["valid_nll"]) for line in read_metrics(tmp_path) if "valid_nll" in line]
     assert [step for step, _ in scores] == [4, 6]
     assert scores[1][1] == pytest.approx(float(state.params["w"][0, 0]))

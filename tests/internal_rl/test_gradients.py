@@ -1,0 +1,120 @@
+"""Gradients that must be zero: of padding, and of a frozen base model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from internal_rl.config import Config
+from internal_rl.models.backbone import episode_starts
+from internal_rl.stages.discover import discovery_loss
+from internal_rl.stages.pretrain import drop_history, pretraining_loss
+from internal_rl.train_loop import init_state, make_optimiser, make_update
+from internal_rl.trajectories import Batch
+
+BATCH, LENGTH = 3, 6
+REAL_ROWS = 20  # real steps use the first rows of the embedding, padding the others
+MASK = np.arange(LENGTH) < np.array([[6], [4], [1]])
+KEY = jax.random.key(0)
+
+
+def make_batch(padding: int, mask: np.ndarray = MASK) -> Batch:
+    """The same real steps every time; `padding` seeds what lies in the padding."""
+    fill = np.random.default_rng(100 + padding)
+    rng = np.random.default_rng(0)
+    shape = (BATCH, LENGTH)
+    observation = rng.integers(REAL_ROWS, size=(*shape, 3))
+    observation[~MASK] = fill.integers(REAL_ROWS, 27, size=(*shape, 3))[~MASK]
+    action, target = rng.integers(4, size=shape), rng.integers(9, size=shape)
+    action[~MASK], target[~MASK] = fill.integers(4, size=shape)[~MASK], fill.integers(9, size=shape)[~MASK]
+    return Batch(observation, action, target, mask, np.asarray(episode_starts(*shape)))
+
+
+@pytest.fixture(scope="module")
+def base(make_backbone: Callable) -> tuple[Any, Any]:
+    graphdef, params = nnx.split(make_backbone("hawk"), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+@pytest.fixture(scope="module")
+def metacontroller(make_metacontroller: Callable) -> tuple[Any, Any]:
+    graphdef, params = nnx.split(make_metacontroller(), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+@pytest.fixture(scope="module")
+def cotrained(config: Config, base: tuple, metacontroller: tuple) -> Callable:
+    """(params, the frozen base, batch) -> gradients by the first two; params hold base and metacontroller."""
+    settings = replace(config, discover=replace(config.discover, cotrain=True))
+    loss_fn = discovery_loss(settings, base[0], metacontroller[0])
+    gradient = jax.jit(jax.grad(lambda *args: loss_fn(*args, KEY)[0], (0, 2)))
+    return lambda params, frozen, batch: gradient(params, jnp.int32(5), frozen, batch)
+
+
+def check_padding(gradient: Callable[[Batch], Any], table: Callable[[Any], Any]) -> None:
+    """`table` picks the gradient of the embedding."""
+    one, other = gradient(make_batch(1)), gradient(make_batch(2))
+    assert (np.asarray(table(one))[REAL_ROWS:] == 0).all()
+    assert (np.asarray(table(one))[:REAL_ROWS] != 0).any()
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    unmasked = gradient(make_batch(1, np.ones_like(MASK)))
+    assert (np.asarray(table(unmasked))[REAL_ROWS:] != 0).any()
+
+
+def test_padding_teaches_the_base_model_nothing(base: tuple) -> None:
+    graphdef, params = base
+    loss_fn = pretraining_loss(graphdef, 0.1)
+    gradient = jax.jit(jax.grad(lambda batch, params: loss_fn(params, 0, batch)[0], 1))
+    check_padding(lambda batch: gradient(batch, params), lambda gradients: gradients["embedding"]["table"])
+
+
+def test_padding_teaches_discovery_nothing(base: tuple, metacontroller: tuple, cotrained: Callable) -> None:
+    params = {"metacontroller": metacontroller[1], "base": base[1]}
+    gradient = lambda batch: cotrained(params, base[1], batch)[0]
+    check_padding(gradient, lambda gradients: gradients["base"]["embedding"]["table"])
+
+
+def test_cotraining_moves_its_own_base_model_and_not_the_frozen_one(
+    base: tuple, metacontroller: tuple, cotrained: Callable
+) -> None:
+    params = {"metacontroller": metacontroller[1], "base": base[1]}
+    moving, frozen = cotrained(params, base[1], make_batch(1))
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(frozen))
+    # the action alone is predicted: every weight but the other head's has a gradient
+    still = {
+        jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(moving) if not np.asarray(leaf).any()
+    }
+    assert still == {f"['base']['target_head']['linear']['{name}']" for name in ("kernel", "bias")}
+
+
+def test_discovery_trains_the_metacontroller_around_a_base_model_it_reads(
+    config: Config, base: tuple, metacontroller: tuple
+) -> None:
+    optimiser = make_optimiser(config.discover.optim, 2)
+    update = make_update(discovery_loss(config, base[0], metacontroller[0]), optimiser)
+    state = init_state({"metacontroller": metacontroller[1]}, optimiser)
+    after, metrics = update(state, base[1], make_batch(1), KEY)
+    assert set(after.params) == {"metacontroller"}
+    changed = jax.tree.map(lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()), state.params, after.params)
+    assert all(jax.tree.leaves(changed))
+    other = jax.tree.map(lambda x: 2 * x, base[1])
+    assert float(update(state, other, make_batch(1), KEY)[1]["loss"]) != pytest.approx(float(metrics["loss"]))
+    assert float(metrics["loss"]) == pytest.approx(
+        float(metrics["nll"]) + float(metrics["alpha"]) * float(metrics["kl"]), rel=1e-5
+    )
+    assert float(metrics["kl_per_episode"]) == pytest.approx(float(metrics["kl"]) * MASK.sum() / BATCH, rel=1e-5)
+
+
+def test_dropping_history_starts_episodes_anew_and_depends_on_the_seed_alone() -> None:
+    batch = make_batch(1)
+    assert drop_history(batch, 0.0, (0, 0)) is batch
+    first = drop_history(batch, 0.5, (0, 7)).first
+    assert first[:, 0].all()
+    assert 0 < first[:, 1:].mean() < 1
+    np.testing.assert_array_equal(first, drop_history(batch, 0.5, (0, 7)).first)
+    assert (first != drop_history(batch, 0.5, (0, 8)).first).any()

@@ -1,0 +1,229 @@
+"""PPO: the gradient it takes, what it leaves alone, and that it learns on a world of nine cells."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from envs.gridworld import GridWorld
+from internal_rl import checkpoint
+from internal_rl.config import Config, OptimConfig
+from internal_rl.models.backbone import Backbone
+from internal_rl.models.policy import LatentPolicy, RawPolicy
+from internal_rl.rollout import Decisions
+from internal_rl.stages import reinforce
+from internal_rl.stages.reinforce import Frozen, Learner, load_policy, seed_key, train_seeds
+from internal_rl.tracking import Tracker, read_metrics
+from internal_rl.train_loop import Interrupted
+
+BATCH, SLOTS = 8, 4
+Split = tuple[Any, Any]
+
+
+def split(module: nnx.Module) -> Split:
+    graphdef, params = nnx.split(module, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+@pytest.fixture(scope="module")
+def task(config: Config) -> Config:
+    """0-1 on one map; decay, so that a step with a zero gradient would show."""
+    optim = OptimConfig(learning_rate=1e-2, weight_decay=0.01)
+    rl = replace(config.reinforce, episodes=128 * 12, batch_size=128, max_decisions=8, test_episodes=128, optim=optim)
+    return replace(config, env=replace(config.env, horizon=8), reinforce=rl)
+
+
+@pytest.fixture(scope="module")
+def world() -> GridWorld:
+    return GridWorld(size=3, num_colours=2, num_walls=0, horizon=8, tasks="0-1", num_maps=1)
+
+
+@pytest.fixture(scope="module")
+def base(task: Config, world: GridWorld, make_rngs: Callable) -> Split:
+    return split(Backbone(world, replace(task.model, scale_last=0.1), make_rngs()))
+
+
+# --- one update, on decisions made by hand ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def policy(task: Config, make_rngs: Callable) -> Split:
+    return split(LatentPolicy(task.model.width, task.metacontroller.latent, task.policy, make_rngs(2)))
+
+
+@pytest.fixture(scope="module")
+def episodes(task: Config, policy: Split, normal: Callable) -> tuple[Decisions, jax.Array]:
+    """Decisions with the log-probabilities of the policy itself, and the advantages of their episodes."""
+    inputs, actions = normal(BATCH, SLOTS, task.model.width), normal(BATCH, SLOTS, 3, seed=1)
+    log_prob = jax.jit(lambda x: nnx.merge(*policy).unroll(x).log_prob(actions))(inputs)
+    mask = jnp.arange(SLOTS) < jnp.array([1, 2, 3, 4, 1, 4, 2, 2])[:, None]
+    time = jnp.broadcast_to(jnp.arange(SLOTS), (BATCH, SLOTS))
+    return Decisions(inputs, actions, jnp.where(mask, log_prob, 0), mask, time), normal(BATCH, seed=2)
+
+
+def learner_with(task: Config, world: GridWorld, policy: Split, epochs: int, rate: float) -> Learner:
+    """One that descends by plain gradient steps."""
+    config = replace(task, reinforce=replace(task.reinforce, epochs=epochs))
+    learner = Learner(config, world, "internal_rl", {"policy": policy[0]})
+    learner.optimiser = optax.sgd(rate)
+    return learner
+
+
+def test_the_first_step_is_the_policy_gradient(
+    task: Config, world: GridWorld, policy: Split, episodes: tuple, assert_close: Callable
+) -> None:
+    """At the policy that decided, the gradient is that of -log p(action) A, a mean over decisions."""
+    decisions, advantage = episodes
+    learner, params = learner_with(task, world, policy, epochs=1, rate=1.0), policy[1]
+    learn = jax.jit(learner._learn)
+    after, _, surrogate, norm = learn(params, learner.optimiser.init(params), decisions, advantage)
+
+    @jax.jit
+    @jax.grad
+    def expected(params: Any) -> jax.Array:
+        log_prob = nnx.merge(policy[0], params).unroll(decisions.input).log_prob(decisions.action)
+        return -(log_prob * advantage[:, None] * decisions.mask).sum() / 19
+
+    gradient = expected(params)
+    jax.tree.map(lambda x, y, g: assert_close(x - y, g, 1e-4), params, after, gradient)
+    assert float(norm) == pytest.approx(float(optax.global_norm(gradient)), rel=1e-4)
+    assert float(surrogate.approx_kl) == pytest.approx(0, abs=1e-6)
+
+
+def test_small_batches_add_up_to_the_whole(
+    task: Config,
+    world: GridWorld,
+    policy: Split,
+    episodes: tuple,
+    assert_close: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even over several steps with clipping, and though their numbers of decisions differ."""
+    learner, params = learner_with(task, world, policy, epochs=3, rate=0.3), policy[1]
+    results = []
+    for size in (BATCH, 2):
+        monkeypatch.setattr(reinforce, "MICRO_BATCH", size)
+        results.append(jax.jit(learner._learn)(params, learner.optimiser.init(params), *episodes))
+    jax.tree.map(partial(assert_close, tolerance=1e-4), *results)
+    assert float(results[0][2].clip_fraction) > 0
+
+
+def test_head_only_trains_nothing_but_the_action_head(task: Config, world: GridWorld, base: Split) -> None:
+    config = replace(task, reinforce=replace(task.reinforce, head_only=True, epochs=2))
+    learner = Learner(config, world, "raw_rl", {"base": base[0]})
+    rng = np.random.default_rng(0)
+    decisions = Decisions(
+        input=rng.integers(27, size=(BATCH, SLOTS, 3)),
+        action=rng.integers(4, size=(BATCH, SLOTS)),
+        log_prob=np.full((BATCH, SLOTS), -np.log(4), np.float32),
+        mask=np.ones((BATCH, SLOTS), bool),
+        time=np.zeros((BATCH, SLOTS), np.int32),
+    )
+    state = learner.init(jax.random.key(0), Frozen(base[1], {}))
+    after, *_ = jax.jit(learner._learn)(state.params, state.optimiser, decisions, rng.normal(size=BATCH))
+    changed = {
+        jax.tree_util.keystr(path[:1])
+        for (path, x), y in zip(jax.tree.leaves_with_path(base[1]), jax.tree.leaves(after), strict=True)
+        if (np.asarray(x) != np.asarray(y)).any()
+    }
+    assert changed == {"['action_head']"}
+
+
+def test_every_seed_of_every_algorithm_has_its_own_key(task: Config) -> None:
+    keys = [
+        jax.random.key_data(seed_key(replace(task, seed=seed), algorithm, rl_seed)).tobytes()
+        for seed in range(2)
+        for algorithm in ("internal_rl", "raw_rl")
+        for rl_seed in range(3)
+    ]
+    assert len(set(keys)) == 12
+
+
+# --- over latents ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def internal(
+    task: Config, world: GridWorld, make_rngs: Callable, make_metacontroller: Callable, policy: Split
+) -> tuple[Learner, Frozen, Callable]:
+    """A base model and a metacontroller whose random weights are large enough for latents to matter."""
+    model = Backbone(world, task.model, make_rngs())
+    model.action_head.linear.kernel[...] = model.action_head.linear.kernel[...] * 3
+    metacontroller = make_metacontroller(rank=4, hypernetwork_width=16, force_switch=True)
+    kernel = metacontroller.hypernetwork.layers[-1].kernel
+    kernel[...] = kernel[...] * 15
+    graphs, params = zip(split(model), split(metacontroller), strict=True)
+    graphs = {"base": graphs[0], "metacontroller": graphs[1], "policy": policy[0]}
+    learner = Learner(task, world, "internal_rl", graphs)
+    return learner, Frozen(*params), jax.jit(learner.update)
+
+
+def test_ppo_over_latents_learns(internal: tuple[Learner, Frozen, Callable]) -> None:
+    learner, frozen, update = internal
+    state, success = learner.init(jax.random.key(3), frozen), []
+    for index in range(30):
+        state, metrics = update(state, frozen, jax.random.fold_in(jax.random.key(5), index))
+        success.append(float(metrics["success"]))
+    assert state.update == 30
+    assert np.mean(success[-5:]) > np.mean(success[:5]) + 0.15, success
+
+
+def test_equal_returns_leave_everything_exactly_as_it_was(internal: tuple[Learner, Frozen, Callable]) -> None:
+    learner, frozen, update = internal
+    bias = np.array([1e6, 0, 0, 0], np.float32)  # always up, which is no way from one colour to the next
+    head = frozen.base["action_head"]
+    stuck = {**frozen.base, "action_head": {"linear": {**head["linear"], "bias": bias}}}
+    state = learner.init(jax.random.key(3), frozen)
+    after, metrics = update(state, Frozen(stuck, frozen.metacontroller), jax.random.key(0))
+    assert (metrics["success"], metrics["updated"], metrics["grad_norm"]) == (0, 0, 0)
+    assert after.update == 1
+    jax.tree.map(np.testing.assert_array_equal, after.replace(update=0), state.replace(update=0))
+
+
+# --- over raw actions, the whole stage -------------------------------------------------------------------
+
+
+class StoppingTracker(Tracker):
+    """Asks the process to stop as soon as it has logged the third update."""
+
+    def log(self, stage: str, x: int, metrics: Any) -> None:
+        super().log(stage, x, metrics)
+        if x == 3 * 128:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_raw_action_training_learns_and_survives_an_interruption(
+    task: Config, world: GridWorld, base: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(task, world, "raw_rl", {"base": base[0]})
+    frozen = Frozen(base[1], {})
+    monkeypatch.setattr(reinforce, "make_learner", lambda *_: (learner, frozen))
+    train = partial(train_seeds, task, world, tmp_path, algorithm="raw_rl")
+    with (
+        StoppingTracker(tmp_path, wandb_mode="disabled") as tracker,
+        monkeypatch.context() as patch,
+        pytest.raises(Interrupted, match="seed 4 stopped after update 3 and saved"),
+    ):
+        patch.setattr(reinforce, "test_success", lambda *_: jnp.zeros(()))  # this time not needed
+        train({4: tracker})
+    assert checkpoint.metadata(tmp_path / "raw_rl" / "seed_4" / "running")["update"] == 3
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        result = train({4: tracker})[4]
+
+    assert [line["episodes"] for line in read_metrics(tmp_path)] == [128 * n for n in range(1, 13)]
+    assert result["before"] < 0.5 < 0.85 < result["success"]
+    trained = load_policy(task, learner, frozen, tmp_path, 4)
+    assert isinstance(learner.policy(trained), RawPolicy)
+    changed = jax.tree.map(lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()), base[1], trained)
+    assert changed["embedding"]["table"]
+    assert changed["action_head"]["linear"]["kernel"]
