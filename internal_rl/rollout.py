@@ -15,8 +15,8 @@ from internal_rl.internal_env import DecisionEnv, DecisionStep
 from internal_rl.models.policy import Policy
 
 STEPS_BETWEEN_COMPACTIONS = 4
-SMALLEST_BATCH = 64
-SHRINK = 4
+SMALLEST_BATCH = 512
+SHRINK = 2
 
 
 @struct.dataclass
@@ -55,8 +55,8 @@ class Carry:
 
 
 def batch_sizes(batch: int, compact: bool) -> list[int]:
-    """Batch, batch / 4, ... down to SMALLEST_BATCH; only the first without compaction. (Each size is a compiled
-    branch: halving instead would save little time and cost twice the compilation.)"""
+    """Batch, batch / 2, ... down to SMALLEST_BATCH; only the first without compaction. (Each size is a compiled
+    branch, so there are few.)"""
     sizes = [batch]
     while compact and sizes[-1] // SHRINK >= SMALLEST_BATCH:
         sizes.append(sizes[-1] // SHRINK)

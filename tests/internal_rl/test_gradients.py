@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -14,7 +15,7 @@ from internal_rl.config import Config
 from internal_rl.models.backbone import episode_starts
 from internal_rl.stages.discover import discovery_loss
 from internal_rl.stages.pretrain import drop_history, pretraining_loss
-from internal_rl.train_loop import init_state, make_optimiser, make_update
+from internal_rl.train_loop import init_state, make_update
 from internal_rl.trajectories import Batch
 
 BATCH, LENGTH = 3, 6
@@ -95,7 +96,7 @@ def test_cotraining_moves_its_own_base_model_and_not_the_frozen_one(
 def test_discovery_trains_the_metacontroller_around_a_base_model_it_reads(
     config: Config, base: tuple, metacontroller: tuple
 ) -> None:
-    optimiser = make_optimiser(config.discover.optim, 2)
+    optimiser = optax.sgd(0.1)
     update = make_update(discovery_loss(config, base[0], metacontroller[0]), optimiser)
     state = init_state({"metacontroller": metacontroller[1]}, optimiser)
     after, metrics = update(state, base[1], make_batch(1), KEY)

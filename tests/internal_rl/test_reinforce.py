@@ -3,9 +3,11 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ from internal_rl.models.backbone import Backbone
 from internal_rl.models.policy import LatentPolicy, RawPolicy
 from internal_rl.rollout import Decisions
 from internal_rl.stages import reinforce
-from internal_rl.stages.reinforce import Frozen, Learner, load_policy, seed_key, train_seeds
+from internal_rl.stages.reinforce import Frozen, Learner, LearnerState, load_policy, seed_key, train_seeds
 from internal_rl.tracking import Tracker, read_metrics
 from internal_rl.train_loop import Interrupted
 
@@ -190,7 +192,53 @@ def test_equal_returns_leave_everything_exactly_as_it_was(internal: tuple[Learne
     jax.tree.map(np.testing.assert_array_equal, after.replace(update=0), state.replace(update=0))
 
 
-# --- over raw actions, the whole stage -------------------------------------------------------------------
+# --- over raw actions ------------------------------------------------------------------------------------
+
+
+def test_ppo_over_raw_actions_learns_with_all_weights(task: Config, world: GridWorld, base: Split) -> None:
+    learner, frozen = Learner(task, world, "raw_rl", {"base": base[0]}), Frozen(base[1], {})
+    state, success = learner.init(jax.random.key(3), frozen), []
+    assert isinstance(learner.policy(state.params), RawPolicy)
+    jax.tree.map(np.testing.assert_array_equal, state.params, base[1])
+    update = jax.jit(learner.update)
+    for index in range(12):
+        state, metrics = update(state, frozen, jax.random.fold_in(jax.random.key(5), index))
+        success.append(float(metrics["success"]))
+    assert success[0] < 0.4, success
+    assert success[-1] > 0.8, success
+    assert metrics["num_switches"] == metrics["episode_length"]
+    trained = {key for key in base[1] if key != "target_head"}  # the one part that a policy does not use
+    for name in trained:
+        leaves = zip(jax.tree.leaves(base[1][name]), jax.tree.leaves(state.params[name]), strict=True)
+        assert any((np.asarray(x) != np.asarray(y)).any() for x, y in leaves), name
+
+
+# --- the training of seeds -------------------------------------------------------------------------------
+
+
+def noise(key: jax.Array) -> jax.Array:
+    """Two numbers in [0, 1) that the key alone decides, and that compile at once."""
+    return (jax.random.key_data(key) % 97).astype(jnp.float32) / 97
+
+
+class StubLearner:
+    """Learns nothing, but every number it gives depends on its key and on all updates so far."""
+
+    algorithm = "raw_rl"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def init(self, key: jax.Array, frozen: Frozen) -> LearnerState:
+        return LearnerState({"w": noise(key)}, {"m": jnp.zeros(2)}, jnp.zeros((), jnp.int32))
+
+    def update(self, state: LearnerState, frozen: Frozen, key: jax.Array) -> tuple[LearnerState, dict]:
+        momentum = 0.5 * state.optimiser["m"] + noise(key)
+        params = {"w": state.params["w"] + momentum}
+        return LearnerState(params, {"m": momentum}, state.update + 1), {"success": params["w"].mean()}
+
+    def play(self, params: Any, frozen: Frozen, key: jax.Array, episodes: int) -> Any:
+        return SimpleNamespace(success=jnp.linspace(0, 10, episodes) < params["w"].mean() + noise(key)[0])
 
 
 class StoppingTracker(Tracker):
@@ -202,28 +250,43 @@ class StoppingTracker(Tracker):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_raw_action_training_learns_and_survives_an_interruption(
-    task: Config, world: GridWorld, base: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner = Learner(task, world, "raw_rl", {"base": base[0]})
-    frozen = Frozen(base[1], {})
-    monkeypatch.setattr(reinforce, "make_learner", lambda *_: (learner, frozen))
-    train = partial(train_seeds, task, world, tmp_path, algorithm="raw_rl")
-    with (
-        StoppingTracker(tmp_path, wandb_mode="disabled") as tracker,
-        monkeypatch.context() as patch,
-        pytest.raises(Interrupted, match="seed 4 stopped after update 3 and saved"),
-    ):
-        patch.setattr(reinforce, "test_success", lambda *_: jnp.zeros(()))  # this time not needed
-        train({4: tracker})
-    assert checkpoint.metadata(tmp_path / "raw_rl" / "seed_4" / "running")["update"] == 3
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        result = train({4: tracker})[4]
+@pytest.fixture
+def stub(task: Config, monkeypatch: pytest.MonkeyPatch) -> StubLearner:
+    learner = StubLearner(replace(task, reinforce=replace(task.reinforce, episodes=5 * 128)))
+    monkeypatch.setattr(reinforce, "make_learner", lambda *_: (learner, Frozen({}, {})))
+    return learner
 
-    assert [line["episodes"] for line in read_metrics(tmp_path)] == [128 * n for n in range(1, 13)]
-    assert result["before"] < 0.5 < 0.85 < result["success"]
-    trained = load_policy(task, learner, frozen, tmp_path, 4)
-    assert isinstance(learner.policy(trained), RawPolicy)
-    changed = jax.tree.map(lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()), base[1], trained)
-    assert changed["embedding"]["table"]
-    assert changed["action_head"]["linear"]["kernel"]
+
+def outcome(stub: StubLearner, run_dir: Path, result: dict[str, Any], seed: int) -> tuple[Any, ...]:
+    """Everything a seed leaves behind but the time it took."""
+    policy = load_policy(stub.config, stub, Frozen({}, {}), run_dir, seed)  # type: ignore[arg-type]
+    lines = [(x["episodes"], x["success"]) for x in read_metrics(run_dir / f"log_{seed}")]
+    return np.asarray(policy["w"]).tolist(), lines, result["before"], result["success"]
+
+
+def train_stub(stub: StubLearner, run_dir: Path, *seeds: int, kind: type[Tracker] = Tracker) -> dict[int, tuple]:
+    with ExitStack() as stack:
+        trackers = {k: stack.enter_context(kind(run_dir / f"log_{k}", wandb_mode="disabled")) for k in seeds}
+        results = train_seeds(stub.config, None, run_dir, trackers, "raw_rl")  # type: ignore[arg-type]
+    return {k: outcome(stub, run_dir, results[k], k) for k in seeds}
+
+
+def test_an_interrupted_seed_goes_on_bit_for_bit(stub: StubLearner, tmp_path: Path) -> None:
+    whole = train_stub(stub, tmp_path / "whole", 4)
+    assert [x for x, _ in whole[4][1]] == [128, 256, 384, 512, 640]
+    assert whole[4][2] != whole[4][3]
+
+    with pytest.raises(Interrupted, match="seed 4 stopped after update 3 and saved"):
+        train_stub(stub, tmp_path / "cut", 4, kind=StoppingTracker)
+    assert checkpoint.metadata(tmp_path / "cut" / "raw_rl" / "seed_4" / "running")["update"] == 3
+    assert train_stub(stub, tmp_path / "cut", 4) == whole
+
+
+def test_seeds_trained_as_one_program_are_those_trained_alone(stub: StubLearner, tmp_path: Path) -> None:
+    together = train_stub(stub, tmp_path / "together", 4, 7)
+    assert together[4] != together[7]
+    for seed in (4, 7):
+        alone = train_stub(stub, tmp_path / "alone", seed)[seed]
+        np.testing.assert_allclose(together[seed][0], alone[0], rtol=1e-6)
+        np.testing.assert_allclose(together[seed][1], alone[1], rtol=1e-5)
+        assert together[seed][2:] == alone[2:]
