@@ -41,7 +41,7 @@ METACONTROLLER = MetacontrollerConfig(
 )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quick_compilation() -> Iterator[None]:
     """Most functions here run once: compiling them well would cost far more than it gains."""
     jax.config.update("jax_disable_most_optimizations", True)
