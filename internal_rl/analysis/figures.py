@@ -26,10 +26,10 @@ LATENT_SOURCES = {
     "nll_permuted": ("permuted z", PALE),
     "nll_zero": ("zero z", PALE),
 }
-YARDSTICKS = {
-    "base_nll": ("base model", "-"),
-    "bayes_nll": ("Bayes-optimal", "--"),
-    "oracle_nll": ("oracle (knows the task)", ":"),
+YARDSTICKS = {  # the base model's line is wide and light: it often lies below the Bayes filter's
+    "base_nll": ("base model", {"color": "#E69F00", "linewidth": 3.2}),
+    "bayes_nll": ("Bayes-optimal", {"color": INK, "linewidth": 1.3, "linestyle": "--"}),
+    "oracle_nll": ("oracle (knows the task)", {"color": INK, "linewidth": 1.3, "linestyle": ":"}),
 }
 TRANSITION_SOURCES = {
     "base": ("base model alone", "#C4C4C4"),
@@ -119,6 +119,13 @@ def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, An
     return shares
 
 
+def _percent(share: float) -> str:
+    """'85%'; '0.2%' or '<0.1%' where a share is small but not zero."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
+
+
 # --- drawing ----------------------------------------------------------------------------------------------
 
 
@@ -159,7 +166,7 @@ def _outline(text: Any, width: float = 2.5) -> None:
 
 
 def _thousands(axis: Any) -> None:
-    axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
+    axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
 
 
 def success_picture(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
@@ -192,7 +199,7 @@ def success_picture(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, An
         test.set(xlim=(-1, 1), xticks=[], xlabel="final\ntest")
         test.grid(axis="y")
         test.tick_params(left=False)
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside upper center", ncols=2, reverse=True)
 
 
 def base_picture(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path) -> None:
@@ -217,7 +224,7 @@ def base_picture(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any],
 def _yardstick_lines(axes: Any, scores: Mapping[str, Any]) -> None:
     for name, (label, style) in YARDSTICKS.items():
         if scores.get(name) is not None:
-            axes.axhline(scores[name], color=INK, linestyle=style, linewidth=1.3, label=label, zorder=2.5)
+            axes.axhline(scores[name], label=label, zorder=2.5, **style)
 
 
 def gate_picture(
@@ -229,7 +236,7 @@ def gate_picture(
     """beta over time of the first episodes, over bands of the true subgoal; triangles mark its changes."""
     count = min(GATE_EPISODES, len(switch))
     changes = subgoal_changes(subgoal, mask)
-    with _canvas(path, (7.4, 0.5 + 0.75 * count), count, 1, sharex=True, squeeze=False) as (figure, axes):
+    with _canvas(path, (7.4, 1.2 + 0.7 * count), count, 1, sharex=True, squeeze=False) as (figure, axes):
         for row, episode in zip(axes[:, 0], range(count), strict=True):
             length = int(mask[episode].sum())
             _gate_row(row, switch[episode, :length], subgoal[episode, :length], changes[episode, :length])
@@ -244,14 +251,15 @@ def _gate_row(
     edges = [0, *np.flatnonzero(changes).tolist(), len(switch)]
     for start, stop in pairwise(edges):
         axes.axvspan(start - 0.5, stop - 0.5, color=_subgoal_colour(subgoal[start]), alpha=0.32, linewidth=0)
-        middle = (start + stop - 1) / 2
-        axes.text(middle, 0.52, str(subgoal[start]), ha="center", va="center", fontsize=9, color="#555555")
+        middle = (start + stop - 1 + (stop > start + 1)) / 2  # beside the first step, where the switch opens
+        number = axes.text(middle, 0.52, str(subgoal[start]), ha="center", va="center", fontsize=9, zorder=4)
+        _outline(number, 1.5)
     for start in edges[1:-1]:
         axes.axvline(start - 0.5, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
-    axes.plot(edges[1:-1], np.full(len(edges) - 2, 1.14), "v", color=INK, markersize=5, clip_on=False)
+        axes.plot(start, 1.14, "v", color=INK, markersize=5, clip_on=False)
     time = np.arange(len(switch))
-    axes.fill_between(time, switch, step="mid", color=INTERNAL, alpha=0.45, linewidth=0)
-    axes.step(time, switch, where="mid", color=INTERNAL, linewidth=1.4)
+    axes.bar(time, switch, width=1, color=INTERNAL, alpha=0.5, linewidth=0)
+    axes.stairs(switch, np.arange(len(switch) + 1) - 0.5, color=INTERNAL, linewidth=1.4)
     axes.set(ylim=(0, 1.06), yticks=[0, 1])
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(bottom=False)
@@ -327,7 +335,7 @@ def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, A
             at = np.arange(len(transitions)) + (index - (len(shares) - 1) / 2) * width
             heights = [np.nan if values.get(name) is None else values[name] for name in transitions]
             bars = axes.bar(at, heights, width * 0.92, color=colour, label=label)
-            texts = ["" if crowded or np.isnan(height) else f"{height:.0%}" for height in heights]
+            texts = ["" if crowded or np.isnan(height) else _percent(height) for height in heights]
             axes.bar_label(bars, texts, padding=2, fontsize=8)
         arrows = [name.replace(">", " \N{RIGHTWARDS ARROW} ") for name in transitions]
         axes.set_xticks(range(len(transitions)), arrows)

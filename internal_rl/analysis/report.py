@@ -174,10 +174,13 @@ def _cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
 def _accuracies(record: RunRecord) -> str:
     """What the nearest neighbour says about the codes, as sentences."""
     sentences = []
-    for label, scores in record.part("discovery").get("code_accuracy", {}).items():
+    accuracies = record.part("discovery").get("code_accuracy") or {}
+    if accuracies.get("place") == accuracies.get("subgoal"):  # on a single map they are the same
+        accuracies = {"subgoal": accuracies.get("subgoal") or {}}
+    for label, scores in accuracies.items():
         if scores.get("all") is not None:
-            by_place = [f"{_number(scores[key], 2)}" for key in sorted(scores) if key.isdigit()]
-            detail = f" ({', '.join(by_place)} by place in the episode)" if by_place else ""
+            by_order = [_number(scores[key], 2) for key in sorted(filter(str.isdigit, scores), key=int)]
+            detail = f" ({', '.join(by_order)} for the first, second, ... of an episode)" if by_order else ""
             chance = f"; chance {_number(scores.get('chance'), 2)}"
             sentences.append(
                 f" Nearest neighbour finds the {label} with accuracy {_number(scores['all'], 2)}{detail}{chance}."
@@ -250,7 +253,8 @@ def _figures(record: RunRecord) -> Iterator[str]:
         codes,
         "One point a completed segment, at the first two principal components of z. Left, clusters of one colour "
         "mean that z says which subgoal to pursue; right, mixed shades mean that it does not depend on when (the "
-        "abstract actions of the paper's Fig. 6)." + _accuracies(record),
+        "abstract actions of the paper's Fig. 6). Clusters may overlap here and be apart in all dimensions of z, "
+        "which the accuracies use." + _accuracies(record),
         "wide",
     )
     yield draw(
@@ -266,8 +270,8 @@ def _figures(record: RunRecord) -> Iterator[str]:
         "6. Transitions never seen in pretraining",
         lambda path: figures.transition_picture(found, supervised, path),
         "From the first colour on, the share of trials whose next colour is the second. Latents must raise it well "
-        "above the base model alone for RL to find a first success (the paper's Fig. A4: 10% to 24%); supervised "
-        "controllers show what the base model can be steered to (Fig. 4).",
+        "above the base model alone for RL to find a first success (the paper's Fig. A4: 10% to 24%). Supervised "
+        "controllers, one a subgoal, are measured along the whole task (Fig. 4); no bar where none got that far.",
     )
     yield draw("rollout.gif", "An episode of internal RL", rollout, _rollout_caption(record), "wide rollout")
 
@@ -277,11 +281,13 @@ def _rollout_caption(record: RunRecord) -> str:
         rollout = record.arrays("rollout.npz")
     except MissingDataError:
         return ""
-    end = "ends in success" if bool(rollout["success"]) else "ends without success"
+    succeeded = bool(rollout["success"])
+    choice = "the first success" if succeeded else "an episode without success, as all were,"
     return (
         f"A yellow border and a yellow mark on the timeline say that the switch opened and the policy chose a new "
-        f"latent: {int(rollout['switch'].sum())} decisions for {len(rollout['agent']) - 1} steps. The strip is the "
-        f"task, which the agent does not see; the episode {end} (temporally abstract control, Fig. 8)."
+        f"latent: {int(rollout['switch'].sum())} decisions for {len(rollout['agent']) - 1} steps (the temporally "
+        f"abstract control of Fig. 8). The strip is the task, which the agent does not see. Shown is {choice} among "
+        f"fresh episodes of the first seed's policy."
     )
 
 
@@ -301,7 +307,9 @@ def _figure(path: Path, title: str, draw: Callable[[Path], None], caption: str, 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _times(record: RunRecord) -> str:
