@@ -42,6 +42,7 @@ class TimeStep:
     target: what the next-observation loss predicts of this step, as `target_spec` says.
     reward: float32.
     done: bool, the episode has ended (by success, by a mistake or at the horizon).
+    truncated: bool, it has ended at the horizon and for no other reason.
     success: bool, the task was completed at this step.
     entered: int32, the colour entered by this step, -1 if none (for analysis only).
     """
@@ -50,6 +51,7 @@ class TimeStep:
     target: jax.Array
     reward: jax.Array
     done: jax.Array
+    truncated: jax.Array
     success: jax.Array
     entered: jax.Array
 

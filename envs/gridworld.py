@@ -4,7 +4,7 @@ Pure JAX, one episode at a time (`vmap` for a batch). Colours and walls are cell
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import struct
 from envs import api, pinpad
 from envs.tasks import parse
 
+ObservationKind = Literal["allocentric", "egocentric", "egocentric_hidden"]
 UNREACHABLE = 10_000
 MAX_TRIES = 256  # layouts drawn before giving up
 MIN_SOLVABLE = 0.05  # settings with a smaller share of solvable layouts are refused: (1 - .05) ** 256 = 2e-6
@@ -24,7 +25,7 @@ NUM_ACTIONS = len(MOVES)
 @struct.dataclass
 class GridState:
     """One episode. objects: int32 [O + W], cells of the colours, then of the walls; agent: its cell;
-    map_index: which map of the pool (0 for random layouts); t: steps taken."""
+    map_index: which map of the pool (0 for random layouts); t: steps taken; done, truncated: as in TimeStep."""
 
     objects: jax.Array
     agent: jax.Array
@@ -32,6 +33,7 @@ class GridState:
     pinpad: pinpad.Pinpad
     t: jax.Array
     done: jax.Array
+    truncated: jax.Array
 
 
 class GridWorld:
@@ -53,7 +55,7 @@ class GridWorld:
         num_walls: int = 4,
         horizon: int = 100,
         tasks: str = "table_a1",
-        observation: Literal["allocentric", "egocentric", "egocentric_hidden"] = "allocentric",
+        observation: ObservationKind = "allocentric",
         num_maps: int = 0,
         map_seed: int = 0,
         first_map: int = 0,
@@ -64,6 +66,9 @@ class GridWorld:
                 f"env: {num_colours} colours, {num_walls} walls and the agent do not fit on {size} x {size} cells; "
                 "raise env.size or lower env.num_colours or env.num_walls"
             )
+        kinds = get_args(ObservationKind)
+        if observation not in kinds:
+            raise ValueError(f"env.observation={observation!r} is none of {', '.join(kinds)}")
         self.size, self.num_colours, self.num_walls, self.horizon = size, num_colours, num_walls, horizon
         self.num_objects, self.num_cells = num_objects, num_cells
         self.num_maps, self.map_seed = num_maps, map_seed
@@ -105,10 +110,18 @@ class GridWorld:
         else:
             map_index = jnp.zeros((), jnp.int32)
             objects, agent = self._draw_layout(layout_key)
-        return self.start(objects, agent, task, length, map_index)
+        return self._begin(objects, agent, task, length, map_index)
 
-    def start(self, objects, agent, task, length, map_index: int | jax.Array = 0) -> tuple[GridState, api.TimeStep]:
-        """The first step of an episode with everything given (cells and colours as int32)."""
+    def start(self, objects, agent, task, length) -> tuple[GridState, api.TimeStep]:
+        """The first step of an episode with everything given (cells and colours as int32).
+
+        Raises ValueError in a world with a pool of maps, whose expert knows the maps of the pool only.
+        """
+        if self.num_maps:
+            raise ValueError(f"a layout of one's own needs env.num_maps=0; this world has num_maps={self.num_maps}")
+        return self._begin(objects, agent, task, length, 0)
+
+    def _begin(self, objects, agent, task, length, map_index) -> tuple[GridState, api.TimeStep]:
         state = GridState(
             objects=jnp.asarray(objects, jnp.int32),
             agent=jnp.asarray(agent, jnp.int32),
@@ -116,9 +129,9 @@ class GridWorld:
             pinpad=pinpad.start(jnp.asarray(task, jnp.int32), jnp.asarray(length, jnp.int32)),
             t=jnp.zeros((), jnp.int32),
             done=jnp.bool_(False),
+            truncated=jnp.bool_(False),
         )
-        no = jnp.bool_(False)
-        return state, self._timestep(state, jnp.float32(0.0), no, jnp.int32(-1))
+        return state, self._timestep(state, jnp.float32(0.0), jnp.bool_(False), jnp.int32(-1))
 
     def step(self, state: GridState, action: jax.Array) -> tuple[GridState, api.TimeStep]:
         """Move, then let the automaton see the colour entered, if any."""
@@ -127,13 +140,15 @@ class GridWorld:
         entered = self.colour_entered(state.objects, state.agent, cell)
         progress, wrong, success = pinpad.visit(state.pinpad, entered)
         t = state.t + ~state.done
-        done = state.done | wrong | success | (t >= self.horizon)
-        state = replace(state, agent=cell, pinpad=progress, t=t, done=done)
+        ended = wrong | success
+        truncated = jnp.where(state.done, state.truncated, ~ended & (t >= self.horizon))
+        done = state.done | ended | truncated
+        state = replace(state, agent=cell, pinpad=progress, t=t, done=done, truncated=truncated)
         return state, self._timestep(state, success.astype(jnp.float32), success, entered)
 
     def _timestep(self, state, reward, success, entered) -> api.TimeStep:
         observation = self.observe(state.objects, state.agent)
-        return api.TimeStep(observation, state.agent, reward, state.done, success, entered)
+        return api.TimeStep(observation, state.agent, reward, state.done, state.truncated, success, entered)
 
     def observe(self, objects: jax.Array, agent: jax.Array) -> jax.Array:
         """Indices of the ones of the observation, int32 [active]."""

@@ -4,7 +4,6 @@ Importing this module registers `internal_rl/GridWorldPinpad-v0` (the paper's se
 `internal_rl/GridWorldPinpadPostTraining-v0` (the same with the longer post-training task).
 """
 
-import copy
 from functools import lru_cache
 from typing import Any
 
@@ -39,18 +38,16 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
         if isinstance(env, str):
             self.env, self._reset, self._step = _named_programs(env, tuple(sorted(settings.items())))
         else:
-            self.env, self._reset, self._step = env, *_programs(env)
+            self.env, self._reset, self._step = env, jax.jit(env.reset), jax.jit(env.step)
         self.render_mode = render_mode
         self.observation_space = _observation_space(self.env.observation_spec)
         self.action_space = _action_space(self.env.action_spec)
         self._state: Any = None
-        self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """A new episode, drawn from `np_random`; returns (observation, info)."""
         super().reset(seed=seed)
         key = jax.random.key(int(self.np_random.integers(2**31)))
-        self._steps = 0
         self._state, timestep = self._reset(key)
         return self._observe(jax.device_get(timestep))
 
@@ -60,9 +57,8 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
             raise ValueError(f"action {action!r} is not in {self.action_space}")
         self._state, timestep = self._step(self._state, action)
         timestep = jax.device_get(timestep)
-        self._steps += 1
-        terminated = bool(timestep.done)
-        truncated = self._steps >= self.env.horizon and not terminated
+        truncated = bool(timestep.truncated)
+        terminated = bool(timestep.done) and not truncated
         observation, info = self._observe(timestep)
         return observation, float(timestep.reward), terminated, truncated, info
 
@@ -101,18 +97,11 @@ def _action_space(spec: api.Discrete | api.Dense) -> spaces.Discrete | spaces.Bo
     return spaces.Box(-1, 1, (spec.size,), np.float32)
 
 
-def _programs(env: api.Environment) -> tuple[Any, Any]:
-    """Compiled `reset` and `step` of `env`, its horizon out of reach: what ends there is no truncation."""
-    endless: Any = copy.copy(env)
-    endless.horizon = env.horizon + 1
-    return jax.jit(endless.reset), jax.jit(endless.step)
-
-
 @lru_cache(maxsize=8)
 def _named_programs(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[api.Environment, Any, Any]:
     """Shared by all copies with these settings, so that a vector of them compiles once."""
     env = api.make(name, **dict(settings))
-    return env, *_programs(env)
+    return env, jax.jit(env.reset), jax.jit(env.step)
 
 
 def frame(

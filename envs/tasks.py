@@ -40,15 +40,17 @@ class TaskSet:
     def sample(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One task: colours int32 [length] padded with -1, and how many of them count."""
         subgoal, transition = jnp.asarray(self.subgoal), jnp.log(jnp.asarray(self.transition, jnp.float32))
-        first, *rest = jax.random.split(key, self.length)
-        state = jax.random.categorical(first, jnp.log(jnp.asarray(self.initial, jnp.float32)))
-        alive = jnp.bool_(True)
-        colours = [subgoal[state]]
-        for step_key in rest:
+        keys = jax.random.split(key, self.length)
+        first = jax.random.categorical(keys[0], jnp.log(jnp.asarray(self.initial, jnp.float32)))
+
+        def advance(carry, key):
+            state, alive = carry
             alive &= jnp.isfinite(transition[state]).any()
-            state = jnp.where(alive, jax.random.categorical(step_key, transition[state]), state)
-            colours.append(jnp.where(alive, subgoal[state], -1))
-        task = jnp.stack(colours)
+            state = jnp.where(alive, jax.random.categorical(key, transition[state]), state)
+            return (state, alive), jnp.where(alive, subgoal[state], -1)
+
+        _, rest = jax.lax.scan(advance, (first, jnp.bool_(True)), keys[1:])
+        task = jnp.append(subgoal[first], rest)
         return task, jnp.sum(task >= 0)
 
     @cached_property

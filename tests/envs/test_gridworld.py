@@ -219,3 +219,11 @@ def test_impossible_settings_name_the_keys():
         GridWorld(num_colours=6)
     with pytest.raises(KeyError, match=r"unknown environment 'gridwold'; known: .*gridworld"):
         make("gridwold")
+    with pytest.raises(ValueError, match=r"env\.observation='compass' is none of allocentric, egocentric"):
+        make("gridworld", observation="compass")
+
+
+def test_a_layout_of_ones_own_needs_a_world_without_a_pool(pool):
+    """The expert would plan with the distances of a map of the pool."""
+    with pytest.raises(ValueError, match=r"env\.num_maps=0"):
+        pool.start(pool.maps[0], 0, jnp.array([0, 1]), 2)

@@ -40,9 +40,9 @@ class PointMass:
 
     def _show(self, state):
         observation = jnp.stack([state.position, state.position**2])
-        done = (state.position > 1) | (state.t >= self.horizon)
+        far, late = state.position > 1, state.t >= self.horizon
         no = jnp.bool_(False)
-        return state, api.TimeStep(observation, observation, state.position, done, no, jnp.int32(-1))
+        return state, api.TimeStep(observation, observation, state.position, far | late, late & ~far, no, jnp.int32(-1))
 
 
 @pytest.fixture(scope="module")
