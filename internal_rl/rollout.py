@@ -1,7 +1,7 @@
 """The one rollout: a policy in a `DecisionEnv` until every episode has ended.
 
-Episodes are aligned in time. Finished ones stop costing: every few steps the live ones are gathered into the
-smallest of a few batch sizes that holds them (a `lax.switch`, all inside jit).
+Episodes are aligned in time. Finished ones stop costing: every few steps the live ones are gathered and stepped
+block by block, all inside jit. A block also stays in the cache of a CPU core, where a whole batch would not.
 """
 
 from typing import Any
@@ -15,8 +15,7 @@ from internal_rl.internal_env import DecisionEnv, DecisionStep
 from internal_rl.models.policy import Policy
 
 STEPS_BETWEEN_COMPACTIONS = 4
-SMALLEST_BATCH = 512
-SHRINK = 2
+BLOCK = 256  # episodes
 
 
 @struct.dataclass
@@ -54,15 +53,6 @@ class Carry:
     episodes: Episodes
 
 
-def batch_sizes(batch: int, compact: bool) -> list[int]:
-    """Batch, batch / 2, ... down to SMALLEST_BATCH; only the first without compaction. (Each size is a compiled
-    branch, so there are few.)"""
-    sizes = [batch]
-    while compact and sizes[-1] // SHRINK >= SMALLEST_BATCH:
-        sizes.append(sizes[-1] // SHRINK)
-    return sizes
-
-
 def start(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int) -> Carry:
     """The rollout before its first step."""
     batch = keys.shape[0]
@@ -82,39 +72,36 @@ def start(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int) -> Carr
 def rollout(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compact: bool = True) -> Episodes:
     """Play one episode a key. Decisions after the first `num_slots` of an episode are taken but not recorded.
 
-    Each episode draws from its own key, so the result does not depend on `compact`.
+    Each episode draws from its own key, so the result does not depend on `compact`: whether only the live episodes
+    are stepped, in blocks of `BLOCK`, or all of them at once (a batch that blocks do not divide, always).
     """
     batch = keys.shape[0]
-    carry = start(env, policy, keys, num_slots)
-    sizes = batch_sizes(batch, compact)
+    block = BLOCK if compact and batch % BLOCK == 0 else batch
 
-    def body_of_scan(carry: Carry, t: Array) -> tuple[Carry, None]:
-        return advance(env, policy, carry, t), None
-
-    def chunk_of(size: int) -> Any:
-        def chunk(carry: Carry, t: Array) -> Carry:
-            times = t + jnp.arange(STEPS_BETWEEN_COMPACTIONS)
-            if size == batch:
-                return jax.lax.scan(body_of_scan, carry, times)[0]
-            live = jnp.argsort(carry.step.timestep.done, stable=True)[:size]
-            small = jax.tree.map(lambda x: x[live], carry)
-            small, _ = jax.lax.scan(body_of_scan, small, times)
-            return jax.tree.map(lambda x, y: x.at[live].set(y, unique_indices=True), carry, small)
-
-        return chunk
+    def advance_block(carry: Carry, times: Array) -> Carry:
+        return jax.lax.scan(lambda carry, t: (advance(env, policy, carry, t), None), carry, times)[0]
 
     def body(loop: tuple[Carry, Array]) -> tuple[Carry, Array]:
         carry, t = loop
-        live = jnp.sum(~carry.step.timestep.done)
-        smallest = jnp.sum(live <= jnp.array(sizes)) - 1  # sizes fall, so the last that holds them all
-        carry = jax.lax.switch(smallest, [chunk_of(size) for size in sizes], carry, t)
-        return carry, t + STEPS_BETWEEN_COMPACTIONS
+        times = t + jnp.arange(STEPS_BETWEEN_COMPACTIONS)
+        if block == batch:
+            return advance_block(carry, times), times[-1] + 1
+        done = carry.step.timestep.done
+        order = jnp.argsort(done, stable=True).reshape(-1, block)  # live episodes first
+
+        def step_block(index: Array, carry: Carry) -> Carry:
+            rows = order[index]
+            some = advance_block(jax.tree.map(lambda x: x[rows], carry), times)
+            return jax.tree.map(lambda x, y: x.at[rows].set(y, unique_indices=True), carry, some)
+
+        live_blocks = (jnp.sum(~done) + block - 1) // block
+        return jax.lax.fori_loop(0, live_blocks, step_block, carry), times[-1] + 1
 
     def unfinished(loop: tuple[Carry, Array]) -> Array:
         carry, t = loop
         return (t < env.horizon) & ~carry.step.timestep.done.all()
 
-    carry, _ = jax.lax.while_loop(unfinished, body, (carry, jnp.int32(0)))
+    carry, _ = jax.lax.while_loop(unfinished, body, (start(env, policy, keys, num_slots), jnp.int32(0)))
     return carry.episodes
 
 
