@@ -138,7 +138,8 @@ class PolicyConfig:
 class ReinforceConfig:
     episodes: int = 331_776  # for internal and raw-action RL alike
     batch_size: int = 4_096  # episodes an update
-    epochs: int = 4  # gradient steps an update, each on the whole batch
+    epochs: int = 4  # passes over the batch an update
+    minibatches: int = 1  # gradient steps a pass, each on its share of the episodes
     clip: float = 0.2  # PPO epsilon
     max_decisions: int = 12  # switches of an episode that are learned from
     num_seeds: int = 3
@@ -194,7 +195,13 @@ POSITIVE = (
         "discover.steps",
     ),
     *("discover.batch_size", "discover.num_buckets", "discover.valid_every", "reinforce.episodes"),
-    *("reinforce.batch_size", "reinforce.epochs", "reinforce.max_decisions", "reinforce.num_seeds"),
+    *(
+        "reinforce.batch_size",
+        "reinforce.epochs",
+        "reinforce.minibatches",
+        "reinforce.max_decisions",
+        "reinforce.num_seeds",
+    ),
     *("reinforce.test_episodes", "policy.initial_std", "tracker.log_every", "checkpoint_every"),
 )
 
@@ -241,6 +248,10 @@ def validate(config: Config) -> Config:
     require(
         reinforce.episodes % reinforce.batch_size == 0,
         f"reinforce.episodes={reinforce.episodes} must be a multiple of reinforce.batch_size={reinforce.batch_size}",
+    )
+    require(
+        reinforce.batch_size % reinforce.minibatches == 0,
+        f"reinforce.minibatches={reinforce.minibatches} must divide reinforce.batch_size={reinforce.batch_size}",
     )
     require(
         config.discover.noise is None or collect.noise_kind != "none" or config.discover.noise == 0,

@@ -271,7 +271,8 @@ def _figures(record: RunRecord) -> Iterator[str]:
         lambda path: figures.transition_picture(found, supervised, path),
         "From the first colour on, the share of trials whose next colour is the second. Latents must raise it well "
         "above the base model alone for RL to find a first success (the paper's Fig. A4: 10% to 24%). Supervised "
-        "controllers, one a subgoal, are measured along the whole task (Fig. 4); no bar where none got that far.",
+        "controllers, one a subgoal, are measured along the whole task (Fig. 4); no bar where none got that far. They "
+        "may fail where codes succeed: each learns alone, while all codes share what the hypernetwork has learned.",
     )
     yield draw("rollout.gif", "An episode of internal RL", rollout, _rollout_caption(record), "wide rollout")
 

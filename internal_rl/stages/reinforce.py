@@ -26,7 +26,7 @@ from internal_rl.tracking import Tracker, progress
 from internal_rl.train_loop import Interrupted, make_optimiser, stop_flag
 
 Algorithm = Literal["internal_rl", "raw_rl"]
-MICRO_BATCH = 512  # episodes of one backward pass; gradients are summed over the batch
+MICRO_BATCH = 512  # episodes of one backward pass; gradients are summed over a minibatch
 
 
 @struct.dataclass
@@ -55,7 +55,7 @@ class Learner:
         self.algorithm: Algorithm = algorithm
         rl = config.reinforce
         self.num_slots = rl.max_decisions if algorithm == "internal_rl" else env.horizon
-        self.optimiser = make_optimiser(rl.optim, rl.episodes // rl.batch_size * rl.epochs)
+        self.optimiser = make_optimiser(rl.optim, rl.episodes // rl.batch_size * rl.epochs * rl.minibatches)
         if algorithm == "raw_rl" and rl.head_only:
             parts: dict[Hashable, Any] = {"head": self.optimiser, "rest": optax.set_to_zero()}
             self.optimiser = optax.partition(parts, _label_head)
@@ -85,12 +85,12 @@ class Learner:
 
     def play(self, params: Any, frozen: Frozen, key: jax.Array, episodes: int) -> Episodes:
         """Fresh episodes of the policy."""
-        compact = not self.config.reinforce.vmap_seeds  # under vmap a switch would run every branch
+        compact = not self.config.reinforce.vmap_seeds  # vmapped blocks would each select over the whole batch
         keys = jax.random.split(key, episodes)
         return rollout(self.decision_env(frozen), self.policy(params), keys, self.num_slots, compact)
 
     def update(self, state: LearnerState, frozen: Frozen, key: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
-        """Play a batch and take `epochs` clipped steps on it.
+        """Play a batch and take `epochs` times `minibatches` clipped steps on it.
 
         Where all returns are equal every advantage, hence the gradient, is exactly zero: nothing is computed.
         """
@@ -115,36 +115,37 @@ class Learner:
         return LearnerState(params, optimiser, state.update + 1), metrics
 
     def _learn(self, params: Any, optimiser: Any, decisions: Decisions, advantage: jax.Array):
-        batch = decisions.mask.shape[0]
-        pieces = batch // MICRO_BATCH if batch % MICRO_BATCH == 0 else 1
-        cut = lambda x: x.reshape(pieces, -1, *x.shape[1:])
-        micro = jax.tree.map(cut, (decisions, advantage))
-        total = jnp.maximum(decisions.mask.sum(), 1)
+        rl = self.config.reinforce
+        size = (
+            decisions.mask.shape[0] // rl.minibatches
+        )  # episodes of a gradient step; they are exchangeable: no shuffling
+        pieces = size // MICRO_BATCH if size % MICRO_BATCH == 0 else 1
+        cut = lambda x: x.reshape(rl.minibatches, pieces, -1, *x.shape[1:])
 
-        def loss_fn(params: Any, piece: tuple[Decisions, jax.Array]) -> tuple[jax.Array, Surrogate]:
+        def loss_fn(params: Any, piece: tuple[Decisions, jax.Array], total: jax.Array) -> tuple[jax.Array, Surrogate]:
             chosen, advantage = piece
             log_prob = self.policy(params).unroll(chosen.input).log_prob(chosen.action)
-            clip = self.config.reinforce.clip
-            surrogate = clipped_surrogate(log_prob, chosen.log_prob, advantage, chosen.mask, clip)
+            surrogate = clipped_surrogate(log_prob, chosen.log_prob, advantage, chosen.mask, rl.clip)
             weighted = jax.tree.map(lambda x: x * chosen.mask.sum() / total, surrogate)
             return weighted.loss, weighted
 
-        def epoch(carry: tuple[Any, Any], _: None):
+        def gradient_step(carry: tuple[Any, Any], minibatch: tuple[Decisions, jax.Array]):
             params, optimiser = carry
+            total = jnp.maximum(minibatch[0].mask.sum(), 1)
 
             def accumulate(sums: Any, piece: Any) -> tuple[Any, None]:
-                (_, surrogate), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, piece)
+                (_, surrogate), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, piece, total)
                 return jax.tree.map(jnp.add, sums, (gradient, surrogate)), None
 
             zeros = (jax.tree.map(jnp.zeros_like, params), Surrogate(*jnp.zeros(3)))
-            (gradient, surrogate), _ = jax.lax.scan(accumulate, zeros, micro)
+            (gradient, surrogate), _ = jax.lax.scan(accumulate, zeros, minibatch)
             updates, optimiser = self.optimiser.update(gradient, optimiser, params)
             return (optax.apply_updates(params, updates), optimiser), (surrogate, global_norm(gradient))
 
-        (params, optimiser), (surrogates, norms) = jax.lax.scan(
-            epoch, (params, optimiser), None, self.config.reinforce.epochs
-        )
-        last = jax.tree.map(lambda x: x[-1], surrogates)
+        minibatches = jax.tree.map(cut, (decisions, advantage))
+        epoch = lambda carry, _: jax.lax.scan(gradient_step, carry, minibatches)
+        (params, optimiser), (surrogates, norms) = jax.lax.scan(epoch, (params, optimiser), None, rl.epochs)
+        last = jax.tree.map(lambda x: x[-1].mean(), surrogates)
         return params, optimiser, last, norms.mean()
 
 

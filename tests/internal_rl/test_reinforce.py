@@ -73,9 +73,11 @@ def episodes(task: Config, policy: Split, normal: Callable) -> tuple[Decisions, 
     return Decisions(inputs, actions, jnp.where(mask, log_prob, 0), mask, time), normal(BATCH, seed=2)
 
 
-def learner_with(task: Config, world: GridWorld, policy: Split, epochs: int, rate: float) -> Learner:
+def learner_with(
+    task: Config, world: GridWorld, policy: Split, epochs: int, rate: float, minibatches: int = 1
+) -> Learner:
     """One that descends by plain gradient steps."""
-    config = replace(task, reinforce=replace(task.reinforce, epochs=epochs))
+    config = replace(task, reinforce=replace(task.reinforce, epochs=epochs, minibatches=minibatches))
     learner = Learner(config, world, "internal_rl", {"policy": policy[0]})
     learner.optimiser = optax.sgd(rate)
     return learner
@@ -118,6 +120,25 @@ def test_small_batches_add_up_to_the_whole(
         results.append(jax.jit(learner._learn)(params, learner.optimiser.init(params), *episodes))
     jax.tree.map(partial(assert_close, tolerance=1e-4), *results)
     assert float(results[0][2].clip_fraction) > 0
+
+
+def test_a_pass_over_minibatches_is_a_step_on_each(
+    task: Config, world: GridWorld, policy: Split, episodes: tuple, assert_close: Callable
+) -> None:
+    """With 2 minibatches the first half of the episodes makes the first step, the second half the next one."""
+    learner, params = learner_with(task, world, policy, epochs=1, rate=0.3), policy[1]
+    halves = learner_with(task, world, policy, epochs=1, rate=0.3, minibatches=2)
+    start = learner.optimiser.init(params)
+    together, *_ = jax.jit(halves._learn)(params, start, *episodes)
+    one_half = jax.jit(learner._learn)
+    first, second = (jax.tree.map(lambda x, rows=rows: x[rows], episodes) for rows in (np.s_[:4], np.s_[4:]))
+    after_first, optimiser, *_ = one_half(params, start, *first)
+    after_second, *_ = one_half(after_first, optimiser, *second)
+    jax.tree.map(partial(assert_close, tolerance=1e-4), together, after_second)
+    assert any(
+        np.abs(np.asarray(x) - np.asarray(y)).max() > 1e-3
+        for x, y in zip(*map(jax.tree.leaves, (after_first, after_second)), strict=True)
+    )
 
 
 def test_head_only_trains_nothing_but_the_action_head(task: Config, world: GridWorld, base: Split) -> None:
