@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageSequence
 
 from internal_rl.analysis.figures import (
+    between_groups,
     curve,
     gate_picture,
-    principal_components,
     quartiles,
     success_curves,
     transition_shares,
@@ -267,13 +267,15 @@ def test_curve_skips_lines_without_the_metric() -> None:
     assert (x.tolist(), y.tolist()) == ([1, 2], [0.7, 0.5])
 
 
-def test_principal_components_of_a_line() -> None:
-    along = np.array([-2.0, -1.0, 1.0, 2.0])
-    points = np.outer(along, [0.6, 0.8]) + 5
-    coordinates, shares = principal_components(points)
+def test_between_groups_follows_the_means_not_the_widest_direction() -> None:
+    """Means at -1, 0 and 1 along one direction; within each group a spread of 10 across it."""
+    group = np.repeat([4, 5, 9], 2)
+    points = np.outer(group == 9, [0.6, 0.8, 0]) - np.outer(group == 4, [0.6, 0.8, 0]) + 5
+    points[:, 2] += np.tile([-10, 10], 3)
+    coordinates, shares = between_groups(points, group)
 
-    np.testing.assert_allclose(np.abs(coordinates[:, 0]), np.abs(along))
-    np.testing.assert_allclose(coordinates[:, 1], 0, atol=1e-9)
+    np.testing.assert_allclose(np.abs(coordinates[:, 0]), [1, 1, 0, 0, 1, 1], atol=1e-9)
+    assert coordinates[0, 0] == -coordinates[-1, 0]
     np.testing.assert_allclose(shares, [1, 0], atol=1e-9)
 
 

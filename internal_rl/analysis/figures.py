@@ -92,13 +92,17 @@ def quartiles(curves: Mapping[int, Curve]) -> tuple[Float[np.ndarray, "N"], Floa
     return np.array(shared), np.quantile(values, [0.25, 0.5, 0.75], axis=0)
 
 
-def principal_components(
-    points: Float[np.ndarray, "N Z"], count: int = 2
+def between_groups(
+    points: Float[np.ndarray, "N Z"], group: Int[np.ndarray, "N"], count: int = 2
 ) -> tuple[Float[np.ndarray, "N count"], Float[np.ndarray, "count"]]:
-    """Coordinates along the `count` directions of largest variance, and each one's share of the variance."""
-    centred = points - points.mean(0)
-    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
-    return centred @ directions[:count].T, np.square(singular[:count]) / max(np.square(singular).sum(), 1e-12)
+    """Coordinates along the principal directions of the groups' means, and each one's share of those means' variance.
+
+    Latent dimensions that carry nothing are as wide as the prior; principal components of the points would show them.
+    """
+    means = np.array([points[group == k].mean(0) for k in np.unique(group)])
+    middle = means.mean(0)
+    _, singular, directions = np.linalg.svd(means - middle, full_matrices=False)
+    return (points - middle) @ directions[:count].T, np.square(singular[:count]) / max(np.square(singular).sum(), 1e-12)
 
 
 def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -268,13 +272,15 @@ def _gate_row(
 def latent_picture(
     latent: Float[np.ndarray, "N Z"], subgoal: Int[np.ndarray, "N"], ordinal: Int[np.ndarray, "N"], path: Path
 ) -> None:
-    """Two principal components of the codes, coloured by subgoal and, beside it, by place in the episode."""
+    """The codes in the plane that spreads the subgoals' means most, coloured by subgoal and by place in the episode."""
     from matplotlib import colormaps
 
     if len(latent) < 2:
         raise MissingDataError("fewer than two completed segments have a code")
+    if len(np.unique(subgoal)) < 3:
+        raise MissingDataError("the codes are of fewer than three subgoals, which span no plane")
     chosen = np.random.default_rng(0).permutation(len(latent))[:MAX_POINTS]  # mixed: none hides another
-    points, shares = principal_components(latent)
+    points, shares = between_groups(latent, subgoal)
     points, subgoal, ordinal = points[chosen], subgoal[chosen], ordinal[chosen]
     ordinals = np.unique(ordinal)
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(ordinals)))
@@ -287,8 +293,8 @@ def latent_picture(
         place = {int(k): tuple(shade) for k, shade in zip(ordinals, shades, strict=True)}
         _scatter(right, points, ordinal, place, "how many subgoals came before")
         for axes in (left, right):
-            axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)")
-        left.set_ylabel(f"component 2 ({shares[-1]:.0%})")
+            axes.set_xlabel(f"direction 1 ({shares[0]:.0%} of the means' variance)")
+        left.set_ylabel(f"direction 2 ({shares[-1]:.0%})")
 
 
 def _scatter(axes: Any, points: np.ndarray, label: np.ndarray, colours: Mapping[int, Any], title: str) -> None:

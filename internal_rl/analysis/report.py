@@ -251,9 +251,9 @@ def _figures(record: RunRecord) -> Iterator[str]:
         "latents.png",
         "4. Codes of the subgoals",
         codes,
-        "One point a completed segment, at the first two principal components of z. Left, clusters of one colour "
-        "mean that z says which subgoal to pursue; right, mixed shades mean that it does not depend on when (the "
-        "abstract actions of the paper's Fig. 6). Clusters may overlap here and be apart in all dimensions of z, "
+        "One point a completed segment, in the plane that spreads the subgoals' means most. Left, clusters of one "
+        "colour mean that z says which subgoal to pursue; right, mixed shades mean that it does not depend on when "
+        "(the abstract actions of the paper's Fig. 6). Clusters may overlap here and be apart in all dimensions of z, "
         "which the accuracies use." + _accuracies(record),
         "wide",
     )
