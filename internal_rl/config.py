@@ -183,27 +183,18 @@ CHOICES = {
     "policy.mixer": ("gru", "hawk"),
     "tracker.wandb": ("auto", "online", "offline", "disabled"),
 }
-POSITIVE = (
-    *("env.size", "env.num_colours", "env.horizon", "collect.episodes", "collect.valid_episodes"),
-    *("collect.shard_episodes", "model.depth", "model.width", "model.mlp_width", "model.num_heads"),
-    *("pretrain.steps", "pretrain.batch_size", "pretrain.valid_every", "controllers.steps", "controllers.rank"),
-    *(
-        "controllers.batch_size",
-        "controllers.episodes",
-        "controllers.trials",
-        "metacontroller.latent",
-        "discover.steps",
-    ),
-    *("discover.batch_size", "discover.num_buckets", "discover.valid_every", "reinforce.episodes"),
-    *(
-        "reinforce.batch_size",
-        "reinforce.epochs",
-        "reinforce.minibatches",
-        "reinforce.max_decisions",
-        "reinforce.num_seeds",
-    ),
-    *("reinforce.test_episodes", "policy.initial_std", "tracker.log_every", "checkpoint_every"),
-)
+POSITIVE = {
+    "env": ("size", "num_colours", "horizon"),
+    "collect": ("episodes", "valid_episodes", "shard_episodes"),
+    "model": ("depth", "width", "mlp_width", "num_heads"),
+    "pretrain": ("steps", "batch_size", "valid_every"),
+    "controllers": ("steps", "rank", "batch_size", "episodes", "trials"),
+    "metacontroller": ("latent",),
+    "discover": ("steps", "batch_size", "num_buckets", "valid_every"),
+    "reinforce": ("episodes", "batch_size", "epochs", "minibatches", "max_decisions", "num_seeds", "test_episodes"),
+    "policy": ("initial_std",),
+    "tracker": ("log_every",),
+}
 
 
 def validate(config: Config) -> Config:
@@ -221,7 +212,7 @@ def validate(config: Config) -> Config:
 
     for path, choices in CHOICES.items():
         require(value(path) in choices, f"{path}={value(path)!r} is not one of {', '.join(choices)}")
-    for path in POSITIVE:
+    for path in ("checkpoint_every", *(f"{part}.{key}" for part, keys in POSITIVE.items() for key in keys)):
         require(value(path) > 0, f"{path}={value(path)} must be positive")
     model, collect, reinforce = config.model, config.collect, config.reinforce
     require(

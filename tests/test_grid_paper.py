@@ -4,21 +4,24 @@ import json
 
 import pytest
 
-from internal_rl.config import compose
+from internal_rl.config import Config, compose
 from internal_rl.experiment import open_run
 from internal_rl.pipeline import run_stages
 
 
-def run_paper_preset(directory, steps: int, batch: int) -> dict:
+def run_paper_preset(directory, steps: int, batch: int | None) -> tuple[Config, dict]:
+    """`steps` of every stage with `batch` episodes a step, None: with the paper's batches."""
+    sizes = [f"{stage}.batch_size={batch}" for stage in ("pretrain", "controllers", "discover", "reinforce")]
+    episodes = steps * (batch or compose(["experiment=grid_paper"]).reinforce.batch_size)
     config = compose(
         [
             "experiment=grid_paper",
             "tracker=local",
             f"run_dir={directory}",
             *(f"{stage}.steps={steps}" for stage in ("pretrain", "controllers", "discover")),
-            *(f"{stage}.batch_size={batch}" for stage in ("pretrain", "controllers", "discover", "reinforce")),
-            f"reinforce.episodes={steps * batch}",
-            f"reinforce.test_episodes={batch}",
+            *(sizes if batch else ()),
+            f"reinforce.episodes={episodes}",
+            "reinforce.test_episodes=8",
             "reinforce.num_seeds=1",
             "collect.valid_episodes=4",
             "controllers.episodes=2",
@@ -26,13 +29,13 @@ def run_paper_preset(directory, steps: int, batch: int) -> dict:
         ]
     )
     run_stages(open_run(config))
-    return json.loads((directory / "summary.json").read_text())
+    return config, json.loads((directory / "summary.json").read_text())
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(2, 2), pytest.param(20, 8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("steps", "batch"), [(2, 2), pytest.param(20, None, marks=pytest.mark.slow)])
 def test_every_stage_runs_at_full_width(tmp_path, steps, batch):
-    summary = run_paper_preset(tmp_path / "run", steps, batch)
+    config, summary = run_paper_preset(tmp_path / "run", steps, batch)
     assert summary["base"]["oracle_nll"] < summary["base"]["bayes_nll"] < summary["base"]["nll"]
-    assert summary["internal_rl"]["episodes"] == steps * batch
+    assert summary["internal_rl"]["episodes"] == steps * config.reinforce.batch_size
     assert len(summary["internal_rl"]["success"]) == len(summary["raw_rl"]["success"]) == 1
     assert set(summary["discovery"]["unseen_transitions"]["prior"]) == {"1>2", "3>4", "5>6", "7>0"}
