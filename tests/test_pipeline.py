@@ -16,9 +16,9 @@ from internal_rl.trajectories import load
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=500)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,15 @@ def test_summary_has_every_promised_key(run_dir):
     assert summary["internal_rl"]["episodes"] == summary["raw_rl"]["episodes"] == 256
     assert len(summary["internal_rl"]["success"]) == 1
     assert {"config", "versions", "device", "commit"} <= set(summary)
+
+
+def test_working_directory_stays_clean(tmp_path, monkeypatch):
+    """Hydra's own defaults leave a log, and with --multirun a multirun.yaml, where one happens to stand."""
+    monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "here").mkdir()
+    done = script("pipeline", "--multirun", "experiment=smoke", "seed=0", "dry_run=true", cwd=tmp_path / "here")
+    assert done.returncode == 0 and "base model" in done.stdout, done.stdout + done.stderr
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_yardsticks_order(run_dir):
