@@ -23,7 +23,7 @@ $(INSTALLED): requirements.txt
 	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
 	  echo "Name a newer one: PYTHON=python3.12 make $(or $(MAKECMDGOALS),setup)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check --require-hashes -r requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-compile --require-hashes -r requirements.txt
 	@$(PY) -c 'import os, sysconfig; site = sysconfig.get_path("purelib"); \
 	  open(os.path.join(site, "internal_rl.pth"), "w").write(os.path.relpath(".", site) + "\n")'
 	@touch $@

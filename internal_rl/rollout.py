@@ -56,7 +56,7 @@ class Carry:
 def start(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int) -> Carry:
     """The rollout before its first step."""
     batch = keys.shape[0]
-    reset_keys, step_keys = _split(keys)
+    reset_keys, step_keys = split_keys(keys)
     env_state, first = env.reset(reset_keys)
     memory = policy.init_memory(batch, env.horizon)
     _, proposal, _ = jax.eval_shape(lambda: _decide(policy, first, memory, step_keys, jnp.int32(0)))
@@ -105,7 +105,8 @@ def rollout(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compa
     return carry.episodes
 
 
-def _split(keys: Array) -> tuple[Array, Array]:
+def split_keys(keys: Array) -> tuple[Array, Array]:
+    """Two keys a key: (of the reset, of the steps) of an episode, (of the decision, of the action) of a step."""
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
 
@@ -121,7 +122,7 @@ def advance(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> Carry:
     """One primitive step of every episode: decide where asked, record, act."""
     step, episodes, decide = carry.step, carry.episodes, carry.step.decide
     keys = jax.vmap(jax.random.fold_in, (0, None))(carry.keys, t)
-    decide_keys, act_keys = _split(keys)
+    decide_keys, act_keys = split_keys(keys)
     memory, proposal, log_prob = _decide(policy, step, carry.memory, decide_keys, t)
     select = lambda new, old: jnp.where(decide.reshape(-1, *[1] * (new.ndim - 1)), new, old)
     if not env.always_decides:

@@ -94,18 +94,20 @@ def run(
     directory: Path,
     log_every: int,
     checkpoint_every: int,
-    evaluate: Callable[[Params], dict[str, float]] | None = None,
+    evaluate: Callable[[Params], dict[str, float]] = lambda params: {},
     evaluate_every: int = 0,
-) -> TrainState:
+) -> tuple[TrainState, dict[str, float]]:
     """Take gradient steps up to `steps`, from the checkpoint in `directory` if there is one.
 
     inputs(step) gives the arguments of `update` after the state. Metrics are fetched one log line late, so that
-    the host never waits for the step it has just sent. Raises Interrupted after SIGINT or SIGTERM, once saved.
+    the host never waits for the step it has just sent. Returns the last state and its scores by `evaluate`, which
+    is also asked every `evaluate_every` steps (0: only then). Raises Interrupted after SIGINT or SIGTERM, once saved.
     """
     running = directory / "running"
     if checkpoint.exists(running):
         state = checkpoint.restore(running, state)
     start, began, pending = int(state.step), time.monotonic(), None
+    speed = lambda done: {"steps_per_second": (done - start) / (time.monotonic() - began)}
     with stop_flag() as stop, progress(steps, stage, initial=start) as bar:
         for step in range(start, steps):
             state, metrics = update(state, *inputs(step))
@@ -115,10 +117,8 @@ def run(
                 if pending is not None:
                     tracker.log(stage, *_fetch(pending))
                 pending = (done, metrics)
-            if evaluate and (done % evaluate_every == 0 or done == steps):
-                scores = evaluate(state.params)
-                rate = (done - start) / (time.monotonic() - began)
-                tracker.log(stage, done, {**scores, "steps_per_second": rate})
+            if evaluate_every and done % evaluate_every == 0 and done < steps:
+                tracker.log(stage, done, evaluate(state.params) | speed(done))
             stopping = stop.requested  # read once: the signal may come at any moment
             if stopping or (done % checkpoint_every == 0 and done < steps):
                 if pending is not None:  # the resumed run will not log it
@@ -129,7 +129,9 @@ def run(
                 raise Interrupted(f"{stage} stopped after step {done} and saved; run the same command to continue")
         if pending is not None:
             tracker.log(stage, *_fetch(pending))
-    return state
+    last_speed, scores = speed(steps), evaluate(state.params)
+    tracker.log(stage, steps, scores | last_speed)
+    return state, scores
 
 
 def _fetch(pending: tuple[int, Metrics]) -> tuple[int, dict[str, float]]:

@@ -51,7 +51,8 @@ def test_working_directory_stays_clean(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "here").mkdir()
     done = script("pipeline", "--multirun", "experiment=smoke", "seed=0", "dry_run=true", cwd=tmp_path / "here")
-    assert done.returncode == 0 and "base model" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "base model" in done.stdout
     assert not list((tmp_path / "here").iterdir())
 
 

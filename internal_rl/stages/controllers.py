@@ -72,7 +72,7 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
         return {"valid_nll": float(-np.asarray(values)[valid.mask].mean())}
 
     optimiser = make_optimiser(settings.optim, settings.steps)
-    state = run_loop(
+    state, scores = run_loop(
         make_update(loss_fn, optimiser),
         init_state(init_controllers(config, config.env.num_colours), optimiser),
         lambda step: (base_params, *batches.labelled(step)),
@@ -83,12 +83,11 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
         log_every=config.tracker.log_every,
         checkpoint_every=config.checkpoint_every,
         evaluate=evaluate,
-        evaluate_every=settings.steps,
     )
     checkpoint.save(run_dir / "controllers" / "params", state.params, {"stage": "controllers", "step": int(state.step)})
     key = jax.random.fold_in(jax.random.key(config.seed), 4_000)
     closed_loop = measure(post_env, base_graph, base_params, state.params, key, settings.episodes)
-    return {"nll": evaluate(state.params)["valid_nll"], **closed_loop}
+    return {"nll": scores["valid_nll"], **closed_loop}
 
 
 def load_controllers(config: Config, run_dir: Path) -> dict[str, jax.Array]:

@@ -152,7 +152,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
         return diagnostics.scores(params.get("base", base_params), params["metacontroller"])
 
     optimiser = make_optimiser(discover.optim, discover.steps)
-    state = run_loop(
+    state, scores = run_loop(
         make_update(discovery_loss(config, base_graph, graphdef), optimiser),
         init_state(trained, optimiser),
         lambda step: (base_params, batches(step), jax.random.fold_in(key, step)),
@@ -170,7 +170,6 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     checkpoint.save(run_dir / "metacontroller", params, metadata)
     if discover.cotrain:  # later stages must act with the base model that the metacontroller was trained with
         checkpoint.save(run_dir / "base_cotrained", base_params, metadata)
-    scores = evaluate(state.params)
     accuracy = diagnostics.save(base_params, params, run_dir / "discover")
     return {**scores, "nll": scores["valid_nll"], "code_accuracy": accuracy, "padding": batches.padding}
 

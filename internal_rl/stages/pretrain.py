@@ -91,7 +91,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     batches = training_batches(config, env, run_dir, "pretrain")
     optimiser = make_optimiser(pretrain.optim, pretrain.steps)
     update = make_update(pretraining_loss(graphdef, pretrain.next_observation_weight), optimiser)
-    state = run_loop(
+    state, scores = run_loop(
         update,
         init_state(params, optimiser),
         lambda step: (drop_history(batches(step), pretrain.history_dropout, (config.seed, step)),),
@@ -105,7 +105,6 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
         evaluate_every=pretrain.valid_every,
     )
     checkpoint.save(run_dir / "base", state.params, {"stage": "pretrain", "step": int(state.step)})
-    scores = evaluate(state.params)
     return {"nll": scores["valid_nll"], **exact, "padding": batches.padding}
 
 

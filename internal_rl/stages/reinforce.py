@@ -116,9 +116,7 @@ class Learner:
 
     def _learn(self, params: Any, optimiser: Any, decisions: Decisions, advantage: jax.Array):
         rl = self.config.reinforce
-        size = (
-            decisions.mask.shape[0] // rl.minibatches
-        )  # episodes of a gradient step; they are exchangeable: no shuffling
+        size = decisions.mask.shape[0] // rl.minibatches  # episodes are exchangeable: no shuffling
         pieces = size // MICRO_BATCH if size % MICRO_BATCH == 0 else 1
         cut = lambda x: x.reshape(rl.minibatches, pieces, -1, *x.shape[1:])
 

@@ -87,7 +87,7 @@ def train(
 ) -> TrainState:
     defaults = {"log_every": 2, "checkpoint_every": 4} | settings
     common = {"stage": "pretrain", "steps": STEPS, "tracker": tracker, "directory": directory}
-    return run(update, state, inputs, **common, **defaults)
+    return run(update, state, inputs, **common, **defaults)[0]
 
 
 def assert_same(actual: TrainState, expected: TrainState) -> None:
@@ -140,14 +140,24 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     assert rest.asked == [4, 5]
 
 
+@pytest.mark.parametrize(("every", "steps"), [(4, [4, 6]), (3, [3, 6]), (0, [6])])
 def test_evaluation_comes_every_so_often_and_at_the_end(
-    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, every: int, steps: list[int]
 ) -> None:
-    evaluate = lambda params: {"valid_nll": float(params["w"][0, 0])}
-    state = train(update, fresh, Inputs(), tracker, tmp_path / "pretrain", evaluate=evaluate, evaluate_every=4)
+    asked = []
+
+    def evaluate(params: Any) -> dict[str, float]:
+        asked.append(params)
+        return {"valid_nll": float(params["w"][0, 0])}
+
+    settings = {"stage": "pretrain", "tracker": tracker, "directory": tmp_path / "pretrain", "log_every": 2}
+    settings |= {"checkpoint_every": 4, "evaluate": evaluate, "evaluate_every": every}
+    state, last = run(update, fresh, Inputs(), steps=STEPS, **settings)
+    assert last == {"valid_nll": pytest.approx(float(state.params["w"][0, 0]))}
     scores = [(line["step"], line["valid_nll"]) for line in read_metrics(tmp_path) if "valid_nll" in line]
-    assert [step for step, _ in scores] == [4, 6]
-    assert scores[1][1] == pytest.approx(float(state.params["w"][0, 0]))
+    assert [step for step, _ in scores] == steps
+    assert scores[-1][1] == pytest.approx(last["valid_nll"])
+    assert len(asked) == len(steps)  # it may be slow: never twice for the same state
 
 
 def test_stop_flag_gives_the_former_handlers_back() -> None:
