@@ -51,8 +51,8 @@ def test_wrong_type_is_refused_with_its_path():
         (["collect.noise=0"], r"collect\.noise=0\.0 and collect\.noise_kind=injection disagree"),
         (["collect.max_steps=41"], r"collect\.max_steps=41 exceeds env\.horizon=40"),
         (["pretrain.row_length=20"], r"pretrain\.row_length=20 is shorter than an episode \(36 steps\)"),
-        (["reinforce.episodes=5000"], r"must be a multiple of reinforce\.batch_size=2048"),
-        (["reinforce.minibatches=3"], r"reinforce\.minibatches=3 must divide reinforce\.batch_size=2048"),
+        (["reinforce.episodes=5000", "reinforce.batch_size=2048"], r"must be a multiple of reinforce\.batch_size=2048"),
+        (["reinforce.minibatches=3", "reinforce.batch_size=1024"], r"must divide reinforce\.batch_size=1024"),
         (["discover.steps=0"], r"discover\.steps=0 must be positive"),
     ],
 )

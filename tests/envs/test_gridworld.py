@@ -75,14 +75,18 @@ def test_the_horizon_ends_the_episode(hand_world):
     assert not bool(steps[-1].success)
 
 
+AT_THE_HORIZON = [UP, UP, RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT]  # success there, which is no truncation
+
+
 def test_success_at_the_horizon_counts(hand_world):
-    _, steps = play(hand_world, [UP, UP, RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT])
+    _, steps = play(hand_world, AT_THE_HORIZON)
     assert bool(steps[-1].done)
+    assert not bool(steps[-1].truncated)
     assert bool(steps[-1].success)
     assert float(steps[-1].reward) == 1
 
 
-@pytest.mark.parametrize("ending", [[DOWN, DOWN], [UP] * 8, [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT]])
+@pytest.mark.parametrize("ending", [[DOWN, DOWN], [UP] * 8, AT_THE_HORIZON, AT_THE_HORIZON[2:]])
 def test_after_the_end_nothing_changes(hand_world, ending):
     before, _ = play(hand_world, ending)
     for action in range(4):
@@ -121,17 +125,17 @@ def test_observation_size_of_the_paper(paper_world):
     ("kind", "size", "indices"),
     [
         # cell * 4 channels + channel, for two colours, the wall and the agent
-        ("allocentric", 36, [2 * 4 + 0, 6 * 4 + 1, 4 * 4 + 2, 0 * 4 + 3]),
+        ("allocentric", 36, [2 * 4 + 0, 6 * 4 + 1, 4 * 4 + 2, 1 * 4 + 3]),
         # object * 25 + (row offset + 2) * 5 + column offset + 2, then the agent's cell
-        ("egocentric", 84, [2 * 5 + 4, 25 + 4 * 5 + 2, 50 + 3 * 5 + 3, 75 + 0]),
-        ("egocentric_hidden", 75, [2 * 5 + 4, 25 + 4 * 5 + 2, 50 + 3 * 5 + 3]),
+        ("egocentric", 84, [2 * 5 + 3, 25 + 4 * 5 + 1, 50 + 3 * 5 + 2, 75 + 1]),
+        ("egocentric_hidden", 75, [2 * 5 + 3, 25 + 4 * 5 + 1, 50 + 3 * 5 + 2]),
     ],
 )
 def test_observations_by_hand(kind, size, indices):
     env = GridWorld(size=3, num_colours=2, num_walls=1, horizon=8, tasks="0-1", observation=kind)
-    _, steps = play(env, [])
+    _, steps = play(env, [RIGHT])
     assert (env.observation_spec.size, env.observation_spec.active) == (size, len(indices))
-    assert steps[0].observation.tolist() == indices
+    assert steps[-1].observation.tolist() == indices
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------
