@@ -53,7 +53,7 @@ class GridExpert:
         enters = next_cells[..., None] == colours  # [C, 4, O]
         moves = next_cells != jnp.arange(env.num_cells)[:, None]
         enters_other = enters.any(-1) & ~jnp.moveaxis(enters, -1, 0)  # [O, C, 4]
-        optimal = moves & ~enters_other & (after == distances[..., None] - 1) & (after < UNREACHABLE)
+        optimal = ~enters_other & (after == distances[..., None] - 1) & (after < UNREACHABLE)
         expert = optimal / jnp.maximum(optimal.sum(-1, keepdims=True), 1)
         harmless = (distances < UNREACHABLE).all(0)[next_cells]  # no noise into a pocket behind a colour
         safe = harmless & ~(enters.any(-1) & moves)

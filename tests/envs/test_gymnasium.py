@@ -178,7 +178,7 @@ def test_a_frame_shows_objects_agent_and_task(hand_world):
     assert strip.shape == (192, 160, 3)
     assert (strip[:160] == bare).all()
     assert middle(strip, 5, 0) == tuple(c // 3 for c in PALETTE[0])  # visited
-    assert tuple(strip[160, 32]) == (255, 255, 255)  # the next one
+    assert (tuple(strip[160, 32]), middle(strip, 5, 1)) == ((255, 255, 255), PALETTE[1])  # the next one
     assert middle(strip, 5, 2) == PALETTE[0]
     assert not strip[160:, 96:].any()  # padding
 
