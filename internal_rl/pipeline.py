@@ -136,7 +136,7 @@ def summarise(run: Run) -> dict[str, Any]:
     return {
         **summary,
         "seconds": {stage: result["seconds"] for stage, result in stages.items() if "seconds" in result},
-        "config": to_dict(run.config),
+        "config": {**to_dict(run.config), "run_dir": None},  # a path of this machine
         "versions": versions(),
         "device": device(),
         "commit": commit(),
