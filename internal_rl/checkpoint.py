@@ -27,6 +27,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 FORMAT = 1
+FILE_BYTES = 8 * 2**20  # about the largest file of a checkpoint: small enough to be carried between machines
 
 _Spec = tuple[tuple[int, ...], str]  # shape, dtype name
 
@@ -63,7 +64,8 @@ def save(path: Path, tree: Any, metadata: Mapping[str, Any] | None = None) -> No
     path.mkdir(parents=True, exist_ok=True)
     stored = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
     if stored:
-        ocp.save(str(path.absolute() / folder), stored)
+        with _small_files():
+            ocp.save(str(path.absolute() / folder), stored)
     _commit(path, text)
     _remove_old_arrays(path, keep=folder)
 
@@ -103,6 +105,13 @@ def metadata(path: Path) -> dict[str, Any]:
 def exists(path: Path) -> bool:
     """Whether a complete checkpoint lies at `path`."""
     return (path / "metadata.json").is_file()
+
+
+def _small_files() -> ocp.Context:
+    context = ocp.Context()
+    context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
+    context.array.saving.storage_options.chunk_byte_size = FILE_BYTES // 2
+    return context
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

@@ -42,13 +42,15 @@ def run_stage_script(*stages: str) -> None:
     def work(config: Config) -> None:
         from internal_rl.experiment import open_run
         from internal_rl.pipeline import STAGES, run_stages
-        from internal_rl.train_loop import Interrupted
+        from internal_rl.train_loop import Interrupted, interrupt_after
 
         if config.dry_run:
             from internal_rl.dry_run import describe
 
             print(describe(config))
             return
+        if config.time_limit is not None:
+            interrupt_after(config.time_limit)
         try:
             run_stages(open_run(config), stages or STAGES)
         except Interrupted as stop:

@@ -162,6 +162,7 @@ class Config:
     run_dir: str | None = None  # null: $INTERNAL_RL_RUNS (default runs/) / experiment-seed
     experiment_name: str = "default"
     dry_run: bool = False  # print parameters, FLOPs, memory and projected time, then stop
+    time_limit: float | None = None  # seconds, after which the program saves and ends; run it again to continue
     checkpoint_every: int = 1_000  # gradient steps between checkpoints of a running stage
     env: EnvConfig = field(default_factory=EnvConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
@@ -214,6 +215,7 @@ def validate(config: Config) -> Config:
         require(value(path) in choices, f"{path}={value(path)!r} is not one of {', '.join(choices)}")
     for path in ("checkpoint_every", *(f"{part}.{key}" for part, keys in POSITIVE.items() for key in keys)):
         require(value(path) > 0, f"{path}={value(path)} must be positive")
+    require(config.time_limit is None or config.time_limit > 0, f"time_limit={config.time_limit} must be positive")
     model, collect, reinforce = config.model, config.collect, config.reinforce
     require(
         0 < model.control_layer < model.depth,

@@ -132,7 +132,7 @@ def load_run(directory: str | Path, **env: Any) -> Run:
 
 def _differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:
     """Keys that change what a run computes and differ."""
-    free = ("run_dir", "dry_run", "checkpoint_every", "tracker.")
+    free = ("run_dir", "dry_run", "time_limit", "checkpoint_every", "tracker.")
 
     def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         leaves = {}

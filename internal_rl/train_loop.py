@@ -145,15 +145,25 @@ class StopFlag:
     requested = False
 
 
+def interrupt_after(seconds: float) -> None:
+    """Stop this process after `seconds`: a loop saves and ends with Interrupted, anything else ends with it at once."""
+
+    def interrupt(*_: Any) -> None:
+        raise Interrupted(f"time_limit={seconds:g} s is over; run the same command to continue")
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Turns SIGINT and SIGTERM into a flag while it is open (in the main thread)."""
+    """Turns SIGINT, SIGTERM and the time limit into a flag while it is open (in the main thread)."""
     flag = StopFlag()
 
     def request(*_: Any) -> None:
         flag.requested = True
 
-    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
         yield flag
     finally:

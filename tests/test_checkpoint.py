@@ -175,3 +175,10 @@ def test_many_saves_are_silent_and_leave_no_threads(tmp_path: Path, caplog: pyte
             checkpoint.restore(tmp_path / "base", {"w": jnp.ones(2)})
     assert not caplog.records
     assert threading.active_count() <= before + 4  # Orbax lets the last call's daemon threads linger
+
+
+def test_files_of_a_large_checkpoint_are_small(tmp_path: Path) -> None:
+    tree = {"matrix": np.random.default_rng(0).normal(size=(4_000, 1_500)).astype(np.float32)}  # 24 MB
+    checkpoint.save(tmp_path / "large", tree)
+    assert max(file.stat().st_size for file in (tmp_path / "large").rglob("*")) < 16e6
+    assert_equal_trees(checkpoint.restore(tmp_path / "large", tree), tree)

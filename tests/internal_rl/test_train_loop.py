@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from internal_rl.train_loop import (
     Interrupted,
     TrainState,
     init_state,
+    interrupt_after,
     make_optimiser,
     make_update,
     run,
@@ -167,6 +169,27 @@ def test_stop_flag_gives_the_former_handlers_back() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert flag.requested
     assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_time_limit_saves_inside_a_loop_and_ends_elsewhere(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path
+) -> None:
+    former = signal.getsignal(signal.SIGALRM)
+    try:
+        interrupt_after(3600)
+        with pytest.raises(Interrupted, match="after step 3 and saved"):
+            train(update, fresh, Inputs({2: expire}), tracker, tmp_path / "pretrain")
+        assert checkpoint.metadata(tmp_path / "pretrain" / "running")["step"] == 3
+        interrupt_after(0.05)
+        with pytest.raises(Interrupted, match=r"time_limit=0\.05 s is over"):
+            time.sleep(5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def expire() -> None:
+    signal.raise_signal(signal.SIGALRM)
 
 
 def test_update_reports_the_gradient_norm(update: Callable, fresh: TrainState) -> None:
