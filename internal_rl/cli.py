@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from internal_rl import config as config_module
-from internal_rl.config import Config, ConfigError
+from internal_rl.config import STAGES, Config, ConfigError
 
 
 def hydra_main(work: Callable[[Config], None]) -> None:
@@ -41,7 +41,7 @@ def run_stage_script(*stages: str) -> None:
 
     def work(config: Config) -> None:
         from internal_rl.experiment import open_run
-        from internal_rl.pipeline import STAGES, run_stages
+        from internal_rl.pipeline import run_stages
         from internal_rl.train_loop import Interrupted, interrupt_after
 
         if config.dry_run:
@@ -52,7 +52,8 @@ def run_stage_script(*stages: str) -> None:
         if config.time_limit is not None:
             interrupt_after(config.time_limit)
         try:
-            run_stages(open_run(config), stages or STAGES)
+            every = STAGES[: STAGES.index(config.until) + 1] + STAGES[-1:]
+            run_stages(open_run(config), stages or tuple(dict.fromkeys(every)))
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             sys.exit(3)

@@ -160,6 +160,8 @@ class TrackerConfig:
 class Config:
     seed: int = 0  # fixes map, data, base model and discovery; RL seeds derive from it
     run_dir: str | None = None  # null: $INTERNAL_RL_RUNS (default runs/) / experiment-seed
+    reuse: str | None = None  # another run's directory: its finished stages are taken over where settings agree
+    until: str = "report"  # the last stage to run before the report
     experiment_name: str = "default"
     dry_run: bool = False  # print parameters, FLOPs, memory and projected time, then stop
     time_limit: float | None = None  # seconds, after which the program saves and ends; run it again to continue
@@ -176,7 +178,9 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
+STAGES = ("collect", "pretrain", "controllers", "discover", "transitions", "reinforce", "report")
 CHOICES = {
+    "until": STAGES,
     "env.observation": ("allocentric", "egocentric", "egocentric_hidden"),
     "collect.noise_kind": ("none", "epsilon", "injection"),
     "model.mixer": ("hawk", "transformer"),

@@ -13,6 +13,7 @@ from envs import api
 from envs.api import Environment
 from internal_rl import config as config_module
 from internal_rl.config import Config, ConfigError
+from internal_rl.reuse import take_over
 from internal_rl.tracking import Tracker
 
 
@@ -111,6 +112,9 @@ def open_run(config: Config) -> Run:
                 f"{directory} holds a run with {key}={old}, not {new}; use another run_dir, or delete this one"
             )
     else:
+        if config.reuse is not None:
+            taken = take_over(Path(config.reuse), directory, config)
+            print(f"taken over from {config.reuse}: {', '.join(taken)}", flush=True)
         directory.mkdir(parents=True, exist_ok=True)
         config_module.save(config, path)
     return run
@@ -132,7 +136,7 @@ def load_run(directory: str | Path, **env: Any) -> Run:
 
 def _differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:
     """Keys that change what a run computes and differ."""
-    free = ("run_dir", "dry_run", "time_limit", "checkpoint_every", "tracker.")
+    free = ("run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every", "tracker.")
 
     def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         leaves = {}

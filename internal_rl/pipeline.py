@@ -14,14 +14,13 @@ import numpy as np
 from internal_rl.analysis import transitions
 from internal_rl.analysis.record import record_episode
 from internal_rl.analysis.report import write_report
-from internal_rl.config import to_dict
+from internal_rl.config import STAGES, to_dict
 from internal_rl.experiment import Run
 from internal_rl.stages import collect, controllers, discover, pretrain, reinforce
 from internal_rl.tracking import Tracker, read_metrics
 from internal_rl.versions import commit, device, versions
 
 ALGORITHMS: tuple[reinforce.Algorithm, ...] = ("internal_rl", "raw_rl")
-STAGES = ("collect", "pretrain", "controllers", "discover", "transitions", "reinforce", "report")
 
 
 def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from internal_rl.config import ConfigError
-from internal_rl.experiment import load_run
+from internal_rl.config import ConfigError, compose
+from internal_rl.experiment import load_run, open_run
+from internal_rl.stages.discover import load_metacontroller
 from internal_rl.tracking import read_metrics
 from internal_rl.trajectories import load
 
@@ -82,6 +83,45 @@ def test_rerun_skips_and_other_settings_are_refused(run_dir):
     other = script("pipeline", "experiment=smoke", f"run_dir={run_dir}", "model.width=32")
     assert other.returncode == 2
     assert "model.width=16, not 32" in other.stderr
+
+
+def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
+    """Only what an override touches, and what builds on that, is done again."""
+    upstream = ["collect", "pretrain", "controllers"]
+    for override, expected in (
+        ("discover.alpha=0.5", [*upstream, "raw_rl"]),
+        ("env.post_tasks=1-2", ["collect", "pretrain", "discover"]),
+        ("policy.width=8", [*upstream, "discover", "transitions", "raw_rl"]),
+        ("model.control_layer=1", [*upstream, "discover", "transitions", "raw_rl"]),  # as it was
+        ("pretrain.steps=21", ["collect"]),
+    ):
+        target = tmp_path / override
+        run = open_run(compose(["experiment=smoke", f"reuse={run_dir}", f"run_dir='{target}'", override]))
+        assert sorted(path.stem for path in (target / "results").iterdir()) == sorted(
+            "raw_rl_0" if stage == "raw_rl" else stage for stage in expected
+        )
+        assert {line["stage"] for line in read_metrics(target)} == set(expected) - {"collect", "transitions"}
+        assert load(target / "data" / "train").length.sum() > 0
+        if "discover" in expected:
+            load_metacontroller(run.config, run.env, target)
+
+
+def test_reuse_of_what_does_not_fit_is_refused(run_dir, tmp_path):
+    for source, override, message in (
+        (run_dir, "seed=1", "seed differs"),
+        (run_dir / "data", "seed=0", "not a run directory"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_run(compose(["experiment=smoke", f"reuse={source}", f"run_dir={tmp_path / 'x'}", override]))
+        assert not (tmp_path / "x").exists()
+
+
+def test_until_stops_early_and_reports(run_dir, tmp_path):
+    done = script("pipeline", "experiment=smoke", f"reuse={run_dir}", "until=discover", f"run_dir={tmp_path / 'x'}")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "x" / "summary.json").read_text())
+    assert summary["discovery"]["switch_f1"] >= 0
+    assert summary["internal_rl"]["success"] == []
 
 
 def test_evaluate_on_another_task(run_dir):
