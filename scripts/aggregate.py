@@ -1,39 +1,98 @@
-"""Table of several finished runs: python scripts/aggregate.py DIR (with runs in its subfolders)."""
+"""Table of several finished runs, or a result page of them with pictures and a summary.json.
+
+python scripts/aggregate.py DIR                                     (runs lie in DIR's subfolders)
+python scripts/aggregate.py DIR --page docs/results/one_map --title "One map"
+"""
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 
 SOLVED = 0.6  # a run counts as a success from this median on
+COLUMNS = (
+    "run", "task", "base NLL - Bayes", "controllers", "switch F1", "mid share", "unseen, prior", "internal RL",
+    "its seeds", "raw RL",
+)  # fmt: skip
+PICTURES = ("success.png", "transitions.png")
 
 
-def row(summary: dict) -> tuple[str, bool]:
+def _unseen(summary: dict) -> str:
+    """Geometric mean of the unseen transitions' probabilities under prior latents: its power is a first success."""
+    prior = list(summary["discovery"].get("unseen_transitions", {}).get("prior", {}).values())
+    return f"{np.exp(np.log(np.maximum(prior, 1e-4)).mean()):.3f}" if prior else ""
+
+
+def row(name: str, summary: dict) -> tuple[str, bool]:
     """One line of the table, and whether internal RL solved the task."""
     base, discovery = summary["base"], summary["discovery"]
-    internal, raw = (float(np.median(summary[name]["success"])) for name in ("internal_rl", "raw_rl"))
-    line = (
-        f"| {summary['seed']} | {base['nll'] - base['bayes_nll']:+.3f} | {summary['controllers']['success']:.2f} "
-        f"| {discovery['switch_f1']:.3f} | {discovery['mid_share']:.3f} | {internal:.3f} "
-        f"| {', '.join(f'{s:.2f}' for s in summary['internal_rl']['success'])} | {raw:.4f} |"
+    results = {name: summary[name]["success"] for name in ("internal_rl", "raw_rl")}
+    medians = {name: float(np.median(values)) if values else float("nan") for name, values in results.items()}
+    cells = (
+        name,
+        summary["internal_rl"]["task"],
+        f"{base['nll'] - base['bayes_nll']:+.3f}",
+        f"{summary['controllers']['success']:.2f}",
+        f"{discovery['switch_f1']:.3f}",
+        f"{discovery['mid_share']:.3f}",
+        _unseen(summary),
+        f"{medians['internal_rl']:.3f}",
+        ", ".join(f"{value:.2f}" for value in results["internal_rl"]),
+        f"{medians['raw_rl']:.4f}",
     )
-    return line, internal >= SOLVED
+    return f"| {' | '.join(cells)} |", medians["internal_rl"] >= SOLVED
+
+
+def table(summaries: dict[str, dict]) -> str:
+    """A Markdown table and how many runs succeeded."""
+    rows = [row(name, summary) for name, summary in summaries.items()]
+    verdict = f"{sum(solved for _, solved in rows)} of {len(rows)} runs reach a median success of {SOLVED}."
+    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    return "\n".join([*head, *(line for line, _ in rows), "", verdict])
+
+
+def write_page(directory: Path, summaries: dict[str, dict], page: Path, title: str) -> None:
+    """page/README.md with the table and the runs' pictures, and page/summary.json with every number."""
+    page.mkdir(parents=True, exist_ok=True)
+    (page / "summary.json").write_text(json.dumps(summaries, indent=1) + "\n")
+    lines = [f"# {title}", "", table(summaries), ""]
+    for name, summary in summaries.items():
+        seconds, rl = summary["seconds"], summary["internal_rl"]
+        stages = ", ".join(f"{stage} {value / 60:.1f}" for stage, value in seconds.items())
+        lines += [
+            f"## {name}",
+            "",
+            f"`python scripts/pipeline.py experiment={summary['experiment']} seed={summary['seed']}`, commit "
+            f"{summary['commit']}, {summary['device']['kind']}; {len(rl['success'])} RL seeds of "
+            f"{rl['episodes']:,} episodes each; {sum(seconds.values()) / 60:.0f} minutes ({stages}).",
+            "",
+        ]
+        for picture in PICTURES:
+            source = directory / name / "figures" / picture
+            if source.exists():
+                shutil.copy2(source, page / f"{name}-{picture}")
+                lines.append(f"![{Path(picture).stem}]({name}-{picture})")
+        lines.append("")
+    (page / "README.md").write_text("\n".join(lines))
 
 
 def main() -> None:
-    """Print a Markdown table and how many runs succeeded."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table; with --page write the page too."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    paths = sorted(parser.parse_args().directory.glob("*/summary.json"))
+    parser.add_argument("--page", type=Path, help="folder of the result page")
+    parser.add_argument("--title", default="Results")
+    arguments = parser.parse_args()
+    paths = sorted(arguments.directory.glob("*/summary.json"))
     if not paths:
         sys.exit("error: no finished run (summary.json) in the subfolders of this directory")
-    rows = [row(json.loads(path.read_text())) for path in paths]
-    print("| seed | base NLL - Bayes | controllers | switch F1 | mid share | internal RL | its seeds | raw RL |")
-    print("|---|---|---|---|---|---|---|---|")
-    print("\n".join(line for line, _ in rows))
-    print(f"\n{sum(solved for _, solved in rows)} of {len(rows)} runs reach a median success of {SOLVED}")
+    summaries = {path.parent.name: json.loads(path.read_text()) for path in paths}
+    print(table(summaries))
+    if arguments.page:
+        write_page(arguments.directory, summaries, arguments.page, arguments.title)
 
 
 if __name__ == "__main__":
