@@ -65,6 +65,7 @@ class ModelConfig:
 class OptimConfig:
     learning_rate: float = 3e-3
     embedding_learning_rate: float | None = None  # observation embedding, undecayed; null: like the rest
+    muon_learning_rate: float | None = None  # Muon for the blocks' matrices, decayed as AdamW would; null: AdamW
     weight_decay: float = 0.03  # AdamW, on matrices only
     b1: float = 0.9
     b2: float = 0.999

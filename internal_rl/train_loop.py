@@ -2,14 +2,16 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import struct
 
 from internal_rl import checkpoint
@@ -35,31 +37,42 @@ class Interrupted(RuntimeError):
 
 
 def make_optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW as configured: decay on matrices only; the observation embedding may have its own undecayed rate."""
+    """AdamW as configured: decay on matrices only; the observation embedding may have its own undecayed rate, and the
+    matrices of the blocks may be stepped by Muon (Jordan et al. 2024)."""
 
-    def adamw(rate: float, decay: float) -> optax.GradientTransformation:
-        schedule = optax.warmup_cosine_decay_schedule(
+    def schedule(rate: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(
             init_value=rate / max(config.warmup_steps, 1),
             peak_value=rate,
             warmup_steps=config.warmup_steps,
             decay_steps=max(steps, config.warmup_steps + 1),
             end_value=rate * config.final_fraction,
         )
-        matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
-        return optax.adamw(schedule, config.b1, config.b2, weight_decay=decay, mask=matrices)
 
-    rest = adamw(config.learning_rate, config.weight_decay)
-    optimiser = rest
+    def adamw(rate: float, decay: float) -> optax.GradientTransformation:
+        matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)
+        return optax.adamw(schedule(rate), config.b1, config.b2, weight_decay=decay, mask=matrices)
+
+    parts: dict[Hashable, Any] = {"rest": adamw(config.learning_rate, config.weight_decay)}
     if config.embedding_learning_rate is not None:
-        embedding = adamw(config.embedding_learning_rate, 0.0)
-        optimiser = optax.partition({"embedding": embedding, "rest": rest}, _label_embedding)
+        parts["embedding"] = adamw(config.embedding_learning_rate, 0.0)
+    if (rate := config.muon_learning_rate) is not None:
+        decay = config.weight_decay * config.learning_rate / rate  # it multiplies the rate, as AdamW's does
+        parts["block"] = optax.contrib.muon(schedule(rate), weight_decay=decay)
+    optimiser = optax.partition(parts, partial(_label, names=parts)) if len(parts) > 1 else parts["rest"]
     clip = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
     return optax.chain(*clip, optimiser)
 
 
-def _label_embedding(params: Params) -> Params:
-    is_embedding = lambda path: any(getattr(key, "key", None) == "embedding" for key in path)
-    return jax.tree_util.tree_map_with_path(lambda path, _: "embedding" if is_embedding(path) else "rest", params)
+def _label(params: Params, names: Iterable[Hashable]) -> Params:
+    """ "embedding", "block" (matrices that map one stream to another) or "rest", as far as it is in `names`."""
+
+    def label(path: tuple, x: Any) -> str:
+        keys = [getattr(key, "key", None) for key in path]
+        kind = "embedding" if "embedding" in keys else "block" if "kernel" in keys and "blocks" in keys else "rest"
+        return kind if kind in names and (kind != "block" or x.ndim == 2) else "rest"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def init_state(params: Params, optimiser: optax.GradientTransformation) -> TrainState:

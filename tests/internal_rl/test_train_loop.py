@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,30 @@ def test_the_embedding_may_have_its_own_undecayed_rate() -> None:
     moved = move(OptimConfig(**settings, embedding_learning_rate=0.3), 2.0)
     # Adam's first step is the rate times the gradient's sign
     assert moved == pytest.approx({"table": -0.3, "matrix": -0.15, "vector": -0.1}, rel=1e-4)
+
+
+def test_muon_steps_the_matrices_of_blocks_by_orthogonal_ones() -> None:
+    """Singular values of its step are about the rate, whatever the gradient's; the rest goes by AdamW."""
+    matrix = np.diag([1.0, 2.0, 4.0]).astype(np.float32)
+    params = {
+        "blocks": [{"kernel": matrix, "bias": np.ones(3)}],
+        "head": {"kernel": matrix},
+        "embedding": {"table": matrix},
+    }
+    settings = OptimConfig(learning_rate=0.1, muon_learning_rate=0.5, weight_decay=0.0, clip=None)
+    optimiser = make_optimiser(settings, 10)
+    updates, _ = jax.jit(optimiser.update)(params, optimiser.init(params), params)
+    singular = np.linalg.svd(updates["blocks"][0]["kernel"], compute_uv=False)
+    assert (np.abs(singular - 0.5) < 0.2).all()
+    signs = -0.1 * np.sign(matrix)
+    np.testing.assert_allclose(updates["head"]["kernel"], signs, atol=1e-4)
+    np.testing.assert_allclose(updates["embedding"]["table"], signs, atol=1e-4)
+    np.testing.assert_allclose(updates["blocks"][0]["bias"], -0.1, atol=1e-4)
+
+    decayed = make_optimiser(replace(settings, weight_decay=0.3), 10)
+    shrunk, _ = jax.jit(decayed.update)(params, decayed.init(params), params)
+    difference = shrunk["blocks"][0]["kernel"] - updates["blocks"][0]["kernel"]
+    np.testing.assert_allclose(difference, -0.1 * 0.3 * matrix, atol=1e-5)  # as AdamW would at its own rate
 
 
 def test_gradients_are_clipped_before_adam() -> None:
