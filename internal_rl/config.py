@@ -120,10 +120,32 @@ class DiscoverConfig:
     alpha: float = 0.2  # weight of the KL, a step
     alpha_delay: int = 200  # steps at 0
     alpha_ramp: int = 1_500  # steps of linear rise after the delay
+    splice: float = 0.0  # share of episodes whose first steps the controlled base sees another episode instead (ours)
     cotrain: bool = False  # ablation: the base model is trained too
     noise: float | None = None  # noise of D*; null: D* is D
     valid_every: int = 500
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+@dataclass(frozen=True)
+class ProposeConfig:
+    """The proposal that the latent policy starts from; without it, it starts as N(0, initial_std^2) as in the paper."""
+
+    experts: int = 0  # kept, more than subgoals can be expected; 0: no proposal
+    candidates: int = 64  # experts of the first fit: many more than subgoals
+    codes: int = 131_072  # pairs of observation and latent to fit
+    restarts: int = 1  # first fits, of which the likeliest is kept
+    steps: int = 16_000
+    keep_steps: int = 6_000
+    batch_size: int = 1_024
+    noise: float = 1.5  # std of an expert, in posterior stds
+    initial_noise: float = 1.2  # what it is lowered from
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(5e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
+    )
+    keep_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(1e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +154,9 @@ class PolicyConfig:
     width: int = 64
     mlp_width: int = 64
     num_heads: int = 1
-    initial_std: float = 1.0
+    initial_std: float = 1.0  # of the latents; of each expert's where the policy starts from a proposal
+    gain: float = 1.0  # on the proposal's latents: larger codes steer harder
+    train_experts: bool = False  # PPO also moves the proposal's linear maps, not only their weights and offsets
 
 
 @dataclass(frozen=True)
@@ -174,12 +198,13 @@ class Config:
     controllers: ControllersConfig = field(default_factory=ControllersConfig)
     metacontroller: MetacontrollerConfig = field(default_factory=MetacontrollerConfig)
     discover: DiscoverConfig = field(default_factory=DiscoverConfig)
+    propose: ProposeConfig = field(default_factory=ProposeConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
-STAGES = ("collect", "pretrain", "controllers", "discover", "transitions", "reinforce", "report")
+STAGES = ("collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce", "report")
 CHOICES = {
     "until": STAGES,
     "env.observation": ("allocentric", "egocentric", "egocentric_hidden"),
@@ -198,7 +223,8 @@ POSITIVE = {
     "metacontroller": ("latent",),
     "discover": ("steps", "batch_size", "num_buckets", "valid_every"),
     "reinforce": ("episodes", "batch_size", "epochs", "minibatches", "max_decisions", "num_seeds", "test_episodes"),
-    "policy": ("initial_std",),
+    "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise"),
+    "policy": ("initial_std", "gain"),
     "tracker": ("log_every",),
 }
 
@@ -251,6 +277,12 @@ def validate(config: Config) -> Config:
         reinforce.batch_size % reinforce.minibatches == 0,
         f"reinforce.minibatches={reinforce.minibatches} must divide reinforce.batch_size={reinforce.batch_size}",
     )
+    propose, discover = config.propose, config.discover
+    require(
+        0 <= propose.experts <= propose.candidates,
+        f"propose.experts={propose.experts} must be 0 (no proposal) to propose.candidates={propose.candidates}",
+    )
+    require(0 <= discover.splice <= 1, f"discover.splice={discover.splice} is a share in [0, 1]")
     require(
         config.discover.noise is None or collect.noise_kind != "none" or config.discover.noise == 0,
         "discover.noise needs collect.noise_kind to say which kind of noise it is",

@@ -32,7 +32,7 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(self, internal: InternalEnv):
         self._reset, self._step = jax.jit(internal.reset), jax.jit(internal.step)
         _, first = jax.eval_shape(internal.reset, jax.random.split(jax.random.key(0), 1))
-        self.observation_space = spaces.Box(-np.inf, np.inf, first.input.shape[1:], np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, first.input.residual_stream.shape[1:], np.float32)
         self.action_space = spaces.Box(-np.inf, np.inf, (internal.metacontroller.config.latent,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -43,7 +43,7 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         reset_keys, self._keys = split_keys(key[None])
         self._state, now = self._reset(reset_keys)
         self._t = 0
-        return np.asarray(now.input[0]), {"success": False, "steps": 0}
+        return np.asarray(now.input.residual_stream[0]), {"success": False, "steps": 0}
 
     def step(self, action: np.ndarray):
         """Hold the latent until the switch opens or the episode ends; returns Gymnasium's five."""
@@ -60,7 +60,8 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
                 break
         truncated = bool(now.timestep.truncated[0])
         terminated = bool(now.timestep.done[0]) and not truncated
-        return now.input[0], reward, terminated, truncated, {"success": bool(now.timestep.success[0]), "steps": steps}
+        e = now.input.residual_stream[0]
+        return e, reward, terminated, truncated, {"success": bool(now.timestep.success[0]), "steps": steps}
 
 
 def from_run(run_dir: str | Path, **env: Any) -> InternalGymnasiumEnv:

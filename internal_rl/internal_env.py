@@ -14,13 +14,14 @@ from jaxtyping import Array, Bool, Float
 from envs.api import Environment, TimeStep
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD, Metacontroller
+from internal_rl.models.policy import LatentInput
 
 
 @struct.dataclass
 class DecisionStep:
-    """input: what the policy reads [B, ...]; decide: bool [B]; timestep: of the primitive environment, [B]."""
+    """input: what the policy reads, arrays [B, ...]; decide: bool [B]; timestep: of the primitive environment, [B]."""
 
-    input: jax.Array
+    input: Any
     decide: jax.Array
     timestep: TimeStep
 
@@ -125,4 +126,4 @@ class InternalEnv:
 
     def _observe(self, state: InternalState, switch: Bool[Array, "B"]) -> DecisionStep:
         timestep = state.controlled.timestep
-        return DecisionStep(state.controlled.e, switch & ~timestep.done, timestep)
+        return DecisionStep(LatentInput(state.controlled.e, timestep.observation), switch & ~timestep.done, timestep)

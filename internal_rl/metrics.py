@@ -48,6 +48,16 @@ METRICS: dict[str, tuple[str, str]] = {
     "discover/base_nll": ("step", "action NLL of the frozen base alone on the same episodes"),
     "discover/grad_norm": ("step", "global gradient norm before clipping"),
     "discover/steps_per_second": ("step", "gradient steps per second of wall time"),
+    **{
+        f"{stage}/{name}": ("step", meaning)
+        for stage in ("propose", "propose_kept")
+        for name, meaning in {
+            "log_prob": "mean log-likelihood of the codes under the proposal, nats",
+            "noise": "mean standard deviation of an expert",
+            "grad_norm": "global gradient norm",
+            "steps_per_second": "gradient steps per second of wall time",
+        }.items()
+    },
     **{f"internal_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
     **{f"raw_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
 }

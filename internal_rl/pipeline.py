@@ -16,7 +16,7 @@ from internal_rl.analysis.record import record_episode
 from internal_rl.analysis.report import write_report
 from internal_rl.config import STAGES, to_dict
 from internal_rl.experiment import Run
-from internal_rl.stages import collect, controllers, discover, pretrain, reinforce
+from internal_rl.stages import collect, controllers, discover, pretrain, propose, reinforce
 from internal_rl.tracking import Tracker, read_metrics
 from internal_rl.versions import commit, device, versions
 
@@ -33,6 +33,7 @@ def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
             "pretrain": lambda: pretrain.run(config, run.env, directory, tracker),
             "controllers": lambda: controllers.run(config, run.env, run.post_env, directory, tracker),
             "discover": lambda: discover.run(config, run.env, directory, tracker),
+            "propose": lambda: propose.run(config, run.env, directory, tracker),
             "transitions": lambda: transitions.run(config, directory),
         }
         for stage in stages:
@@ -40,7 +41,7 @@ def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
                 run_reinforce(run, tracker)
             elif stage == "report":
                 report(run, tracker)
-            else:
+            elif stage != "propose" or config.propose.experts:
                 result = run.once(stage, work[stage])
                 print(f"{stage}: {_headline(result)}", flush=True)
 
@@ -121,6 +122,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "base": without_seconds("pretrain"),
         "controllers": without_seconds("controllers"),
         "discovery": {**without_seconds("discover"), "unseen_transitions": without_seconds("transitions")},
+        "proposal": without_seconds("propose"),
     }
     rl = run.config.reinforce
     for algorithm in ALGORITHMS:

@@ -19,6 +19,7 @@ WRITES = {
     "pretrain": ("base",),
     "controllers": ("controllers/params",),
     "discover": ("metacontroller", "base_cotrained", "discover/diagnostics.npz"),
+    "propose": ("proposal", "propose/matches.npz"),
     "transitions": (),
     "raw_rl": ("raw_rl",),
 }
@@ -27,7 +28,8 @@ READS = {
     "pretrain": ("model", "pretrain"),
     "controllers": ("controllers", "env.post_tasks", "env.horizon"),
     "discover": ("metacontroller", "discover"),
-    "transitions": ("env.post_tasks", "env.horizon"),
+    "propose": ("propose",),
+    "transitions": ("propose", "policy.gain", "policy.initial_std", "env.post_tasks", "env.horizon"),
     "raw_rl": ("reinforce", "env.post_tasks", "env.horizon"),
 }
 AFTER = {
@@ -35,6 +37,7 @@ AFTER = {
     "pretrain": ("collect",),
     "controllers": ("pretrain",),
     "discover": ("pretrain",),
+    "propose": ("discover",),
     "transitions": ("controllers", "discover"),
     "raw_rl": ("pretrain",),
 }

@@ -20,10 +20,10 @@ BLOCK = 256  # episodes
 
 @struct.dataclass
 class Decisions:
-    """What was decided, in order; N slots an episode. input: [B, N, ...]; action: [B, N, ...]; log_prob: [B, N];
+    """What was decided, in order; N slots an episode. input: arrays [B, N, ...]; action: [B, N, ...]; log_prob: [B, N];
     mask: bool [B, N]; time: int32 [B, N], the step of each decision."""
 
-    input: jax.Array
+    input: Any
     action: jax.Array
     log_prob: jax.Array
     mask: jax.Array
@@ -63,7 +63,8 @@ def start(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int) -> Carr
     slots = lambda x: jnp.zeros((batch, num_slots, *x.shape[1:]), x.dtype)
     scalar = lambda dtype: jnp.zeros((batch, num_slots), dtype)
     zeros = jnp.zeros(batch)
-    decisions = Decisions(slots(first.input), slots(proposal), scalar(jnp.float32), scalar(bool), scalar(jnp.int32))
+    inputs = jax.tree.map(slots, first.input)
+    decisions = Decisions(inputs, slots(proposal), scalar(jnp.float32), scalar(bool), scalar(jnp.int32))
     count = jnp.zeros(batch, jnp.int32)
     episodes = Episodes(decisions, zeros, jnp.zeros(batch, bool), count, count)
     return Carry(env_state, first, memory, jnp.zeros(proposal.shape, proposal.dtype), step_keys, episodes)

@@ -18,10 +18,13 @@ from internal_rl.config import Config
 from internal_rl.experiment import make_env
 from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD
+from internal_rl.models.proposal import scale_latent
 from internal_rl.stages.controllers import goal_control, load_controllers
 from internal_rl.stages.discover import load_metacontroller
+from internal_rl.stages.propose import load_matches, load_proposal
 
-Source = Literal["base", "prior", "same_code"]
+Source = Literal["base", "prior", "same_code", "proposal", "expert"]
+Steering = Literal["nothing", "codes", "experts"]
 
 
 @struct.dataclass
@@ -29,46 +32,70 @@ class _Trial:
     controlled: ControlledState
     history: jax.Array
     latent: jax.Array
+    free: jax.Array  # the first colour has been reached, the latent is held
     void: jax.Array  # the switch opened before any colour was entered
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _play(env: Environment, graphs: Any, source: Source, parameters: Any, codes: jax.Array, key: jax.Array):
-    """(reached the first colour, then entered the second) [B]; codes: [B, Z], used after the first colour."""
-    base, metacontroller = (nnx.merge(graph, params) for graph, params in zip(graphs, parameters[:2], strict=True))
-    controlled_env, goal_params = ControlledEnv(env, base), parameters[2]
+def _play(
+    env: Environment,
+    graphs: Any,
+    steering: Steering,
+    parameters: Any,
+    goal_params: Any,
+    codes: jax.Array,
+    expert: jax.Array,
+    key: jax.Array,
+):
+    """(reached the first colour, then entered the second) [B].
+
+    graphs, parameters: of base model, metacontroller and, for "experts", the proposal. After the first colour the
+    latent is `codes` [B, Z], to which "experts" adds what the expert of each episode [B] says there.
+    """
+    base, metacontroller, *proposal = (nnx.merge(g, p) for g, p in zip(graphs, parameters, strict=True))
+    controlled_env = ControlledEnv(env, base)
     episodes = codes.shape[0]
+
+    def propose(observation: jax.Array) -> jax.Array:
+        if steering != "experts":
+            return codes
+        return codes + jnp.take_along_axis(proposal[0].means(observation), expert[:, None, None], 1)[:, 0]
 
     def advance(trial: _Trial, t: jax.Array):
         state, pinpad = trial.controlled, trial.controlled.env.pinpad
         first = pinpad.index == 0
         steered = goal_control(goal_params, state.e, jax.vmap(lambda p: p.subgoal)(pinpad))
-        free = state.e if source == "base" else metacontroller.control(state.e, codes)
+        latent = jnp.where(trial.free[:, None], trial.latent, propose(state.timestep.observation))
+        free = state.e if steering == "nothing" else metacontroller.control(state.e, latent)
         keys = jax.random.split(jax.random.fold_in(key, t + 1), episodes)
         after = controlled_env.step(keys, state, jnp.where(first[:, None], steered, free), t)
         history = metacontroller.advance_history(state.e, trial.history)
-        beta = metacontroller.switch(after.e, history, codes)
+        beta = metacontroller.switch(after.e, history, latent)
         opened = ~first & (beta >= SWITCH_THRESHOLD) & ~after.timestep.done
-        return _Trial(after, history, codes, trial.void | opened), None
+        return _Trial(after, history, latent, ~first, trial.void | opened), None
 
     start = controlled_env.reset(jax.random.split(jax.random.fold_in(key, 0), episodes))
-    trial = _Trial(start, metacontroller.init_history(episodes), codes, jnp.zeros(episodes, bool))
+    no = jnp.zeros(episodes, bool)
+    trial = _Trial(start, metacontroller.init_history(episodes), codes, no, no)
     trial, _ = jax.lax.scan(advance, trial, jnp.arange(env.horizon))
     index = trial.controlled.env.pinpad.index
-    held = True if source == "base" else ~trial.void
+    held = True if steering == "nothing" else ~trial.void
     return index >= 1, (index == 2) & held
 
 
 def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
-    """For each transition of the post-training task that pretraining never shows: its probability under the base
-    alone, prior latents, and codes of the wanted subgoal from held-out episodes."""
+    """For each transition of the post-training task that pretraining never shows: its probability by source.
+
+    base: no latent; prior: latents of the prior; same_code: codes of the wanted subgoal from held-out episodes;
+    proposal: what the policy starts from; expert: the expert that held-out labels name for the wanted subgoal.
+    """
     seen = make_env(config).tasks.transitions
     asked = make_env(config, config.env.post_tasks).tasks.transitions
     wanted = [(int(a), int(b)) for a, b in np.argwhere(asked & ~seen)]
     if not wanted:
         return {}
     base_graph, base_params, graphdef, params = load_metacontroller(config, make_env(config), directory)
-    parameters = (base_params, params, load_controllers(config, directory))
+    goal_params = load_controllers(config, directory)
     env = make_env(config, ",".join(f"{a}-{b}" for a, b in wanted))
     with np.load(directory / "discover" / "diagnostics.npz", allow_pickle=False) as file:
         bank, bank_subgoal = file["code_latent"], file["code_subgoal"]
@@ -78,15 +105,31 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
     pairs = [tuple(pair) for pair in np.asarray(starts.pinpad.task).tolist()]  # what each episode will ask for
     goal = np.array([b for _, b in pairs])
     prior = np.asarray(jax.random.normal(jax.random.fold_in(key, 1_000_000), (episodes, bank.shape[1])))
-    same = np.zeros_like(prior)
+    same, nobody = np.zeros_like(prior), np.zeros(episodes, int)
     for colour in np.unique(goal):
         pool = np.flatnonzero(bank_subgoal == colour)
         if len(pool):
             same[goal == colour] = bank[rng.choice(pool, int((goal == colour).sum()))]
+    # source: (steering, codes, expert of each episode)
+    sources: dict[Source, tuple[Steering, np.ndarray, np.ndarray]] = {
+        "base": ("nothing", prior, nobody),
+        "prior": ("codes", prior, nobody),
+        "same_code": ("codes", same, nobody),
+    }
+    graphs, parameters = (base_graph, graphdef), (base_params, params)
+    if config.propose.experts:
+        proposal_graph, proposal = load_proposal(config, env, directory)
+        gain, std = config.policy.gain, config.policy.initial_std
+        weight, matches = np.exp(proposal["log_weight"]), load_matches(directory)
+        drawn = rng.choice(len(weight), episodes, p=weight / weight.sum())
+        sources["proposal"] = ("experts", std * prior, drawn)
+        sources["expert"] = ("experts", np.zeros_like(prior), matches.argmax(0)[goal])
+        proposal = scale_latent(proposal, jnp.full(bank.shape[1], gain))
+        graphs, parameters = (*graphs, proposal_graph), (*parameters, proposal)
     result = {}
-    sources: tuple[tuple[Source, np.ndarray], ...] = (("base", prior), ("prior", prior), ("same_code", same))
-    for source, codes in sources:
-        reached, made = map(np.asarray, _play(env, (base_graph, graphdef), source, parameters, jnp.asarray(codes), key))
+    for source, (steering, codes, expert) in sources.items():
+        inputs = goal_params, jnp.asarray(codes), jnp.asarray(expert)
+        reached, made = map(np.asarray, _play(env, graphs, steering, parameters, *inputs, key))
         result[source] = {}
         for pair in wanted:
             chosen = np.array([p == pair for p in pairs]) & reached

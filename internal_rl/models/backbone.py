@@ -15,7 +15,7 @@ from envs.api import Dense, Discrete, Environment, MultiHot
 from internal_rl.config import ModelConfig
 from internal_rl.models.distributions import Categorical, Distribution, Gaussian
 from internal_rl.models.hawk import Hawk
-from internal_rl.models.layers import MLP, RMSNorm, linear
+from internal_rl.models.layers import MLP, RMSNorm, linear, project
 from internal_rl.models.transformer import Attention
 
 Memory = Any  # the mixers' own memory types, one a block
@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
 
 
 class Embedding(nnx.Module):
-    """Observation -> width. A multi-hot vector comes as indices, so its product is a sum of rows."""
+    """Observation -> width."""
 
     def __init__(self, spec: MultiHot | Dense, config: ModelConfig, rngs: nnx.Rngs):
         variance = config.embedding_variance or config.scale / spec.size
@@ -37,10 +37,7 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(jnp.sqrt(variance) * jax.random.normal(rngs.params(), (spec.size, config.width)))
 
     def __call__(self, observation: Array) -> Float[Array, "... D"]:
-        table = self.table[...]
-        if self.multi_hot:
-            return table[observation.astype(jnp.int32)].sum(-2)
-        return observation @ table
+        return project(observation, self.table[...], self.multi_hot)
 
 
 class Head(nnx.Module):

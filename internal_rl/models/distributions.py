@@ -1,4 +1,4 @@
-"""The two distributions the project needs, as pytrees. Leading axes are batch axes."""
+"""The distributions the project needs, as pytrees. Leading axes are batch axes."""
 
 import math
 
@@ -49,4 +49,26 @@ class Gaussian:
         return 0.5 * jnp.sum(variance + jnp.square(self.mean) - 1 - 2 * self.log_std, -1)
 
 
-Distribution = Categorical | Gaussian
+@struct.dataclass
+class Mixture:
+    """K diagonal normals: logits [..., K], need not be normalised; mean and log_std [..., K, n]."""
+
+    logits: jax.Array
+    mean: jax.Array
+    log_std: jax.Array
+
+    def joint_log_prob(self, value: Float[Array, "... n"]) -> Float[Array, "... K"]:
+        """log p(component, value)."""
+        return jax.nn.log_softmax(self.logits) + Gaussian(self.mean, self.log_std).log_prob(value[..., None, :])
+
+    def log_prob(self, value: Float[Array, "... n"]) -> Float[Array, "..."]:
+        return jax.nn.logsumexp(self.joint_log_prob(value), -1)
+
+    def sample(self, key: Array) -> Float[Array, "... n"]:
+        component_key, value_key = jax.random.split(key)
+        component = jax.random.categorical(component_key, self.logits)
+        pick = lambda x: jnp.take_along_axis(x, component[..., None, None], -2)[..., 0, :]
+        return Gaussian(pick(self.mean), pick(self.log_std)).sample(value_key)
+
+
+Distribution = Categorical | Gaussian | Mixture

@@ -26,6 +26,11 @@ def rms_normalise(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
 
 
+def project(x: Array, table: Float[Array, "I D"], multi_hot: bool) -> Float[Array, "... D"]:
+    """x @ table. A multi-hot x comes as the indices of its ones, so that the product is a sum of rows."""
+    return table[x.astype(jnp.int32)].sum(-2) if multi_hot else x @ table
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation with a learned gain."""
 

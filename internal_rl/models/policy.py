@@ -1,4 +1,4 @@
-"""The two policies that internal RL and raw-action RL train, behind one face.
+"""The policies that internal RL and raw-action RL train, behind one face.
 
 `step(x, memory, t) -> (distribution, memory)` acts, `unroll(x [B, N, ...]) -> distribution [B, N]` learns from the
 decisions of an episode in order; both give the same numbers.
@@ -6,15 +6,19 @@ decisions of an episode in order; both give the same numbers.
 
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 from jaxtyping import Array, Float
 
 from internal_rl.config import PolicyConfig
 from internal_rl.models.backbone import Backbone, episode_starts
-from internal_rl.models.distributions import Distribution, Gaussian
+from internal_rl.models.distributions import Distribution, Gaussian, Mixture
 from internal_rl.models.hawk import Hawk
 from internal_rl.models.layers import GRU, MLP, linear, rms_normalise
+from internal_rl.models.proposal import Proposal
+
+LOGIT_SCALE = 5.0  # weights of experts have to move far within few updates
 
 
 class Policy(Protocol):
@@ -22,46 +26,72 @@ class Policy(Protocol):
 
     def init_memory(self, batch: int, length: int) -> Any: ...
 
-    def step(self, x: Array, memory: Any, t: Array) -> tuple[Distribution, Any]: ...
+    def step(self, x: Any, memory: Any, t: Array) -> tuple[Distribution, Any]: ...
 
-    def unroll(self, x: Array) -> Distribution: ...
+    def unroll(self, x: Any) -> Distribution: ...
+
+
+@struct.dataclass
+class LatentInput:
+    """What the latent policy reads. residual_stream: e_t [B, D]; observation: o_t [B, ...], for a proposal."""
+
+    residual_stream: jax.Array
+    observation: jax.Array
 
 
 class LatentPolicy(nnx.Module):
-    """pi(z | e at switch times): one recurrent block, an MLP for the mean, a state-independent std (App. C.5)."""
+    """pi(z | e at switch times): one recurrent block and an MLP (App. C.5).
 
-    def __init__(self, inputs: int, latent: int, config: PolicyConfig, rngs: nnx.Rngs):
+    Without a proposal z is normal: the MLP gives the mean, the std does not depend on the state. With one, z is
+    from its mixture: the MLP moves the weights of the experts, each has an offset and a std of its own.
+    """
+
+    def __init__(
+        self, inputs: int, latent: int, config: PolicyConfig, rngs: nnx.Rngs, proposal: Proposal | None = None
+    ):
+        self.config, self.proposal = config, proposal
         if config.mixer == "gru":
             self.mixer = GRU(inputs, config.width, rngs)
         else:
             self.input = linear(inputs, config.width, 1.0, rngs)
             self.mixer = Hawk(config.width, config.num_heads, 1.0, 1.0, rngs)
-        self.mlp = MLP((config.width, config.mlp_width, latent), rngs, scale_last=0.01)
-        self.log_std = nnx.Param(jnp.full(latent, jnp.log(config.initial_std)))
+        shape = (latent,) if proposal is None else proposal.shape
+        self.mlp = MLP((config.width, config.mlp_width, shape[0]), rngs, scale_last=0.01)
+        self.log_std = nnx.Param(jnp.full(shape, jnp.log(config.initial_std)))
+        if proposal is not None:
+            self.offset = nnx.Param(jnp.zeros(shape))
 
-    def _distribution(self, x: Float[Array, "... W"]) -> Gaussian:
-        mean = self.mlp(x)
-        return Gaussian(mean, jnp.broadcast_to(self.log_std[...], mean.shape))
+    def _distribution(self, features: Float[Array, "... W"], observation: Array) -> Gaussian | Mixture:
+        output = self.mlp(features)
+        if self.proposal is None:
+            return Gaussian(output, jnp.broadcast_to(self.log_std[...], output.shape))
+        means = self.proposal.means(observation)
+        means = means if self.config.train_experts else jax.lax.stop_gradient(means)
+        means = self.config.gain * means + self.offset[...]
+        logits = self.proposal.log_weight[...] + LOGIT_SCALE * output
+        return Mixture(logits, means, jnp.broadcast_to(self.log_std[...], means.shape))
 
     def init_memory(self, batch: int, length: int) -> Any:
         """Memory before the first decision."""
         return self.mixer.init_memory(batch) if isinstance(self.mixer, GRU) else self.mixer.init_memory(batch, length)
 
-    def step(self, x: Float[Array, "B D"], memory: Any, t: Array) -> tuple[Gaussian, Any]:
-        """One decision. x: the residual stream."""
-        x = rms_normalise(x)
+    def step(self, x: LatentInput, memory: Any, t: Array) -> tuple[Gaussian | Mixture, Any]:
+        """One decision; x: [B]."""
+        e = rms_normalise(x.residual_stream)
         if isinstance(self.mixer, GRU):
-            memory = self.mixer.step(x, memory)
-            return self._distribution(memory), memory
-        x, memory = self.mixer.step(self.input(x), memory, t)
-        return self._distribution(x), memory
+            features = memory = self.mixer.step(e, memory)
+        else:
+            features, memory = self.mixer.step(self.input(e), memory, t)
+        return self._distribution(features, x.observation), memory
 
-    def unroll(self, x: Float[Array, "B N D"]) -> Gaussian:
-        """All decisions of each episode."""
-        x = rms_normalise(x)
+    def unroll(self, x: LatentInput) -> Gaussian | Mixture:
+        """All decisions of each episode; x: [B, N]."""
+        e = rms_normalise(x.residual_stream)
         if isinstance(self.mixer, GRU):
-            return self._distribution(self.mixer.unroll(x))
-        return self._distribution(self.mixer.unroll(self.input(x), episode_starts(*x.shape[:2])))
+            features = self.mixer.unroll(e)
+        else:
+            features = self.mixer.unroll(self.input(e), episode_starts(*e.shape[:2]))
+        return self._distribution(features, x.observation)
 
 
 class RawPolicy:

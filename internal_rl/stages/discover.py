@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool
 
 from envs.api import Environment
 from internal_rl import checkpoint
@@ -34,12 +35,33 @@ def build(config: Config, seed: int | None = None) -> tuple[Any, Any]:
     return graphdef, nnx.to_pure_dict(params)
 
 
-def steer(base: Backbone, metacontroller: Metacontroller, batch: Batch, key: jax.Array) -> tuple[Inference, jax.Array]:
-    """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model."""
+def steer(
+    base: Backbone, metacontroller: Metacontroller, batch: Batch, key: jax.Array, observation: Any = None
+) -> tuple[Inference, jax.Array]:
+    """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model.
+
+    observation: what the controlled model sees, where that is not what the posterior is inferred from.
+    """
     e = base.unroll_lower(batch.observation, batch.first)
     inference = metacontroller.infer(e, batch.mask, key)
+    e = e if observation is None else base.unroll_lower(observation, batch.first)
     prediction = base.unroll_upper(metacontroller.control(e, inference.latent), batch.first)
     return inference, prediction.action.log_prob(batch.action.astype(jnp.int32))
+
+
+def splice(observation: Array, key: Array, share: float) -> tuple[Array, Bool[Array, "B T"]]:
+    """Observations [B, T, ...] whose first steps, in a share of the rows, are those of the row before.
+
+    Returns also which steps are a row's own. The controlled model's belief about the goal then comes from another
+    episode, and only the latent can overrule it, as it must on tasks that the data never show.
+    """
+    batch, length = observation.shape[:2]
+    chosen_key, start_key = jax.random.split(key)
+    chosen = jax.random.bernoulli(chosen_key, share, (batch,))
+    start = jnp.where(chosen, jax.random.randint(start_key, (batch,), 1, length), 0)
+    own = jnp.arange(length) >= start[:, None]
+    wide = own.reshape(*own.shape, *[1] * (observation.ndim - 2))
+    return jnp.where(wide, observation, jnp.roll(observation, 1, axis=0)), own
 
 
 def discovery_loss(
@@ -50,9 +72,13 @@ def discovery_loss(
 
     def loss_fn(params: Any, step: jax.Array, base_params: Any, batch: Batch, key: jax.Array):
         base = nnx.merge(base_graph, params["base"] if discover.cotrain else base_params)
-        inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key)
+        observation = scored = None
+        if discover.splice:
+            observation, own = splice(batch.observation, jax.random.fold_in(key, 1), discover.splice)
+            scored = batch.mask & own
+        inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key, observation)
         alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
-        parts = elbo(log_prob, inference.posterior.kl_to_standard(), alpha, batch.mask)
+        parts = elbo(log_prob, inference.posterior.kl_to_standard(), alpha, batch.mask, scored)
         kl_per_episode = parts.kl * batch.mask.sum() / batch.mask.shape[0]
         metrics = {"loss": parts.loss, "nll": parts.nll, "kl": parts.kl, "kl_per_episode": kl_per_episode}
         return parts.loss, {**metrics, "alpha": alpha}

@@ -18,10 +18,12 @@ from internal_rl import checkpoint
 from internal_rl.config import Config
 from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
 from internal_rl.models.policy import LatentPolicy, Policy, RawPolicy
+from internal_rl.models.proposal import Proposal
 from internal_rl.objectives import Surrogate, batch_relative_advantage, clipped_surrogate, global_norm
 from internal_rl.rollout import Decisions, Episodes, rollout
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.pretrain import load_base
+from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import Tracker, progress
 from internal_rl.train_loop import Interrupted, make_optimiser, stop_flag
 
@@ -40,17 +42,24 @@ class LearnerState:
 
 @struct.dataclass
 class Frozen:
-    """Parameters that RL acts through and does not train."""
+    """Parameters that RL acts through, or starts from, and does not train."""
 
     base: Any
     metacontroller: Any
+    proposal: Any = None
+
+
+def build_policy(config: Config, proposal: Proposal | None, rngs: nnx.Rngs) -> LatentPolicy:
+    """A fresh latent policy."""
+    return LatentPolicy(config.model.width, config.metacontroller.latent, config.policy, rngs, proposal)
 
 
 class Learner:
     """The pure functions of one algorithm on one task: `init`, `update`, `play`."""
 
     def __init__(self, config: Config, env: Environment, algorithm: Algorithm, graphs: dict[str, Any]):
-        """env: with the post-training task. graphs: graphdefs of "base", "metacontroller" and "policy"."""
+        """env: with the post-training task. graphs: graphdefs of "base", "metacontroller", "policy" and, where the
+        policy starts from one, "proposal"."""
         self.config, self.env, self.graphs = config, env, graphs
         self.algorithm: Algorithm = algorithm
         rl = config.reinforce
@@ -65,9 +74,8 @@ class Learner:
         if self.algorithm == "raw_rl":
             params = frozen.base
         else:
-            policy = LatentPolicy(
-                self.config.model.width, self.config.metacontroller.latent, self.config.policy, nnx.Rngs(key)
-            )
+            proposal = nnx.merge(self.graphs["proposal"], frozen.proposal) if "proposal" in self.graphs else None
+            policy = build_policy(self.config, proposal, nnx.Rngs(key))
             params = nnx.to_pure_dict(nnx.state(policy, nnx.Param))
         return LearnerState(params, self.optimiser.init(params), jnp.zeros((), jnp.int32))
 
@@ -158,9 +166,12 @@ def make_learner(config: Config, env: Environment, run_dir: Path, algorithm: Alg
         base_graph, base_params = load_base(config, env, run_dir)
         return Learner(config, env, algorithm, {"base": base_graph}), Frozen(base_params, {})
     base_graph, base_params, graphdef, params = load_metacontroller(config, env, run_dir)
-    policy = LatentPolicy(config.model.width, config.metacontroller.latent, config.policy, nnx.Rngs(0))
-    graphs = {"base": base_graph, "metacontroller": graphdef, "policy": nnx.graphdef(policy)}
-    return Learner(config, env, algorithm, graphs), Frozen(base_params, params)
+    graphs, proposal, proposal_params = {"base": base_graph, "metacontroller": graphdef}, None, None
+    if config.propose.experts:
+        graphs["proposal"], proposal_params = load_proposal(config, env, run_dir)
+        proposal = nnx.merge(graphs["proposal"], proposal_params)
+    graphs["policy"] = nnx.graphdef(build_policy(config, proposal, nnx.Rngs(0)))
+    return Learner(config, env, algorithm, graphs), Frozen(base_params, params, proposal_params)
 
 
 def seed_key(config: Config, algorithm: Algorithm, rl_seed: int) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from internal_rl.models.distributions import Categorical, Gaussian
+from internal_rl.models.distributions import Categorical, Gaussian, Mixture
 
 MEAN = np.array([[0.3, -1.2, 2.0], [0.0, 0.5, -0.1]], np.float32)
 LOG_STD = np.array([[0.0, -0.7, 0.4], [0.2, -1.5, 0.0]], np.float32)
@@ -65,3 +65,25 @@ def test_categorical_samples_have_its_frequencies() -> None:
     samples = np.asarray(jax.jit(jax.vmap(categorical.sample))(keys))
     shares = [np.bincount(samples[:, row], minlength=3) / DRAWS for row in range(2)]
     np.testing.assert_allclose(shares, [[1 / 8, 2 / 8, 5 / 8], [1 / 2, 1 / 2, 0]], atol=0.015)
+
+
+def test_mixture_log_prob_against_scipy() -> None:
+    """Two components of three dimensions with weights 1/4 and 3/4."""
+    weights = np.array([0.25, 0.75])
+    mixture = Mixture(jnp.log(weights) + 2.0, jnp.asarray(MEAN), jnp.asarray(LOG_STD))
+    normal = scipy.stats.norm(MEAN, np.exp(LOG_STD))
+    joint = np.log(weights) + normal.logpdf(VALUE[0]).sum(-1)
+    np.testing.assert_allclose(mixture.joint_log_prob(VALUE[0]), joint, rtol=1e-5)
+    np.testing.assert_allclose(mixture.log_prob(VALUE[0]), np.logaddexp.reduce(joint), rtol=1e-5)
+
+
+def test_mixture_samples_come_from_the_chosen_component() -> None:
+    """A batch of two: means 10 and -10 with weights 1/5 and 4/5, and a row that only has its second component."""
+    logits = jnp.log(jnp.array([[0.2, 0.8], [1e-30, 1.0]]))
+    mean = jnp.broadcast_to(jnp.array([10.0, -10.0])[None, :, None], (2, 2, 1))
+    log_std = jnp.broadcast_to(jnp.log(jnp.array([0.5, 2.0]))[None, :, None], (2, 2, 1))
+    keys = jax.random.split(jax.random.key(2), DRAWS)
+    samples = np.asarray(jax.jit(jax.vmap(Mixture(logits, mean, log_std).sample))(keys))[..., 0]
+    assert (samples[:, 0] > 0).mean() == pytest.approx(0.2, abs=0.015)
+    assert (samples[:, 1] < 0).all()
+    np.testing.assert_allclose([samples[samples > 0].std(), samples[:, 1].std()], [0.5, 2.0], rtol=0.03)

@@ -21,7 +21,7 @@ from envs.gridworld import GridWorld
 from internal_rl import checkpoint
 from internal_rl.config import Config, OptimConfig
 from internal_rl.models.backbone import Backbone
-from internal_rl.models.policy import LatentPolicy, RawPolicy
+from internal_rl.models.policy import LatentInput, LatentPolicy, RawPolicy
 from internal_rl.rollout import Decisions
 from internal_rl.stages import reinforce
 from internal_rl.stages.reinforce import Frozen, Learner, LearnerState, load_policy, seed_key, train_seeds
@@ -66,7 +66,8 @@ def policy(task: Config, make_rngs: Callable) -> Split:
 @pytest.fixture(scope="module")
 def episodes(task: Config, policy: Split, normal: Callable) -> tuple[Decisions, jax.Array]:
     """Decisions with the log-probabilities of the policy itself, and the advantages of their episodes."""
-    inputs, actions = normal(BATCH, SLOTS, task.model.width), normal(BATCH, SLOTS, 3, seed=1)
+    stream, actions = normal(BATCH, SLOTS, task.model.width), normal(BATCH, SLOTS, 3, seed=1)
+    inputs = LatentInput(stream, jnp.zeros((BATCH, SLOTS, 1), jnp.int32))
     log_prob = jax.jit(lambda x: nnx.merge(*policy).unroll(x).log_prob(actions))(inputs)
     mask = jnp.arange(SLOTS) < jnp.array([1, 2, 3, 4, 1, 4, 2, 2])[:, None]
     time = jnp.broadcast_to(jnp.arange(SLOTS), (BATCH, SLOTS))

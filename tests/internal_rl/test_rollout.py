@@ -16,7 +16,8 @@ from internal_rl import rollout as module
 from internal_rl.config import Config
 from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
 from internal_rl.models.backbone import Backbone, episode_starts
-from internal_rl.models.policy import LatentPolicy, Policy, RawPolicy
+from internal_rl.models.policy import LatentInput, LatentPolicy, Policy, RawPolicy
+from internal_rl.models.proposal import Proposal
 from internal_rl.rollout import Episodes, advance, rollout, start
 
 BATCH, SLOTS = 12, 4
@@ -49,9 +50,11 @@ def make_looped(
     def make(kind: str) -> Looped:
         decision_env, policy = RawEnv(env), RawPolicy(make_backbone("hawk"))
         if kind != "raw":
-            settings = replace(config.policy, mixer=kind)
+            latent = config.metacontroller.latent
+            proposal = Proposal(env.observation_spec, latent, 4, make_rngs(3)) if kind == "proposal" else None
+            settings = replace(config.policy, mixer="gru" if proposal else kind)
             decision_env = internal_env
-            policy = LatentPolicy(config.model.width, config.metacontroller.latent, settings, make_rngs(2))
+            policy = LatentPolicy(config.model.width, latent, settings, make_rngs(2), proposal)
         keys = jax.random.split(jax.random.key(1), BATCH)
         carries = [jax.jit(lambda keys: start(decision_env, policy, keys, env.horizon))(keys)]
         step = jax.jit(partial(advance, decision_env, policy))
@@ -63,7 +66,7 @@ def make_looped(
     return make
 
 
-@pytest.fixture(scope="module", params=["raw", "hawk"])
+@pytest.fixture(scope="module", params=["raw", "hawk", "proposal"])
 def looped(request: pytest.FixtureRequest, make_looped: Callable) -> Looped:
     return make_looped(request.param)
 
@@ -103,7 +106,12 @@ def test_records_agree_with_the_steps(looped: Looped) -> None:
         assert episodes.decisions.mask[b].tolist() == [True] * n + [False] * (len(before) - n)
         assert episodes.decisions.time[b, :n].tolist() == times
         for slot, t in enumerate(times):
-            np.testing.assert_array_equal(episodes.decisions.input[b, slot], before[t].step.input[b])
+            at = lambda tree, *index: jax.tree.map(lambda x: x[index], tree)
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                at(episodes.decisions.input, b, slot),
+                at(before[t].step.input, b),
+            )
             np.testing.assert_array_equal(episodes.decisions.action[b, slot], after[t].action[b])
         alive = [t for t, carry in enumerate(before) if not carry.step.timestep.done[b]]
         assert episodes.length[b] == len(alive)
@@ -148,10 +156,11 @@ def test_latent_policy_steps_equal_its_unroll(
 ) -> None:
     settings = replace(config.policy, mixer=mixer, initial_std=0.5)
     policy = LatentPolicy(config.model.width, config.metacontroller.latent, settings, make_rngs())
-    unrolled, step = jax.jit(policy.unroll)(stream), jax.jit(policy.step)
+    observation = jnp.zeros((3, 6, 1), jnp.int32)
+    unrolled, step = jax.jit(policy.unroll)(LatentInput(stream, observation)), jax.jit(policy.step)
     memory = policy.init_memory(3, 6)
     for t in range(6):
-        distribution, memory = step(stream[:, t], memory, jnp.int32(0))
+        distribution, memory = step(LatentInput(stream[:, t], observation[:, t]), memory, jnp.int32(0))
         assert_close(distribution.mean, unrolled.mean[:, t])
         np.testing.assert_allclose(np.exp(distribution.log_std), 0.5, rtol=1e-6)
 

@@ -1,0 +1,223 @@
+"""Stage 3b (ours, optional): fit the proposal that internal RL starts from to the codes of training episodes.
+
+No labels: pairs of (observation, latent) at the steps where the switch opens. A large mixture is fitted by gradient
+descent while its noise is lowered to the posterior's, then its heaviest experts are kept and fitted again. Labels
+are used once, at the end, to say how well the experts and the subgoals agree.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from envs.api import Environment
+from internal_rl import checkpoint
+from internal_rl.config import Config, OptimConfig
+from internal_rl.models.distributions import Mixture
+from internal_rl.models.metacontroller import SWITCH_THRESHOLD
+from internal_rl.models.proposal import Proposal, keep_heaviest, scale_latent
+from internal_rl.stages.collect import training_batches
+from internal_rl.stages.discover import load_metacontroller
+from internal_rl.tracking import Tracker
+from internal_rl.train_loop import init_state, make_optimiser, make_update
+from internal_rl.train_loop import run as run_loop
+from internal_rl.trajectories import load, whole
+
+ANNEALED = 0.6  # share of the steps over which the noise falls to its end
+HELD_OUT = 2_048  # episodes
+CHUNK = 512  # episodes
+
+
+class Codes(NamedTuple):
+    """What the posterior says where the switch opens. observation: [N, ...]; latent, mean: [N, Z]."""
+
+    observation: np.ndarray
+    latent: Float[np.ndarray, "N Z"]
+    mean: Float[np.ndarray, "N Z"]
+
+
+def build(config: Config, env: Environment, experts: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+    """(graphdef, params) of a fresh proposal."""
+    rngs = nnx.Rngs(config.seed + 4 + 1_000 * seed)
+    experts = config.propose.experts if experts is None else experts
+    graphdef, params = nnx.split(Proposal(env.observation_spec, config.metacontroller.latent, experts, rngs), nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
+
+
+class Reader:
+    """Codes of batches of episodes."""
+
+    def __init__(self, config: Config, env: Environment, run_dir: Path):
+        base_graph, base_params, graphdef, params = load_metacontroller(config, env, run_dir)
+        self.key = jax.random.fold_in(jax.random.key(config.seed), 41)
+
+        @jax.jit
+        def infer(batch: Any, key: jax.Array):
+            base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
+            return metacontroller.infer(base.unroll_lower(batch.observation, batch.first), batch.mask, key)
+
+        self.infer = infer
+
+    def __call__(self, batch: Any, number: int) -> tuple[Codes, np.ndarray]:
+        """(codes, where they are [B, T]) of one batch; `number` draws the sample of the posterior."""
+        inference = jax.device_get(self.infer(batch, jax.random.fold_in(self.key, number)))
+        opened = (inference.switch >= SWITCH_THRESHOLD) & np.asarray(batch.mask)
+        observation = np.asarray(batch.observation)[opened]
+        return Codes(observation, inference.latent[opened], inference.posterior.mean[opened]), opened
+
+
+def training_codes(config: Config, env: Environment, run_dir: Path, read: Reader) -> Codes:
+    """Codes of random training episodes, `propose.codes` of them."""
+    batches, parts, count = training_batches(config, env, run_dir, "discover"), [], 0
+    while count < config.propose.codes:
+        codes, _ = read(batches(len(parts)), len(parts))
+        parts.append(codes)
+        count += len(codes.latent)
+    return Codes(*(np.concatenate(part)[: config.propose.codes] for part in zip(*parts, strict=True)))
+
+
+def held_out_codes(run_dir: Path, read: Reader) -> tuple[Codes, Int[np.ndarray, "N"]]:
+    """Codes of held-out episodes and their true subgoals."""
+    batch, labels = whole(load(run_dir / "data" / "valid", labels=True), HELD_OUT)
+    parts, subgoals = [], []
+    for first in range(0, len(batch.mask), CHUNK):
+        rows = slice(first, first + CHUNK)
+        codes, opened = read(jax.tree.map(lambda x, rows=rows: x[rows], batch), 1_000_000 + first)
+        parts.append(codes)
+        subgoals.append(labels["subgoal"][rows][opened])
+    return Codes(*map(np.concatenate, zip(*parts, strict=True))), np.concatenate(subgoals)
+
+
+def count_matches(expert: Int[np.ndarray, "N"], subgoal: Int[np.ndarray, "N"], experts: int) -> Int[np.ndarray, "K S"]:
+    """How many codes of each subgoal fall to each expert."""
+    table = np.zeros((experts, subgoal.max() + 1), int)
+    np.add.at(table, (expert, subgoal), 1)
+    return table
+
+
+def purity(matches: Int[np.ndarray, "K S"]) -> float:
+    """Share of codes whose subgoal is the most frequent one of their expert."""
+    return float(matches.max(1).sum() / matches.sum())
+
+
+class Fit:
+    """The likelihood of proposals for given codes, and its maximisation."""
+
+    def __init__(self, config: Config, env: Environment, codes: Codes, tracker: Tracker, run_dir: Path):
+        self.config, self.env, self.codes, self.tracker, self.run_dir = config, env, codes, tracker, run_dir
+        # Latents in units of the codes' spread: a dimension that carries nothing then moves no expert.
+        self.unit = codes.mean.std(0) + 1e-6
+        self.noise = config.propose.noise * (codes.latent - codes.mean).std(0)
+
+    def first(self, seed: int) -> Any:
+        """Parameters of `propose.candidates` experts, from a random start."""
+        settings = self.config.propose
+        graphdef, params = build(self.config, self.env, settings.candidates, seed)
+        fall = lambda step: settings.initial_noise * (1 - step / (ANNEALED * settings.steps))
+        return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall)
+
+    def heaviest(self, params: Any, seed: int) -> Any:
+        """The `propose.experts` heaviest experts of a first fit, fitted again."""
+        settings = self.config.propose
+        graphdef, _ = build(self.config, self.env)
+        params = keep_heaviest(params, settings.experts)
+        rest = settings.keep_steps, settings.keep_optim, lambda step: 0.0
+        return self._maximise(graphdef, params, "propose_kept", seed, *rest)
+
+    def _maximise(
+        self,
+        graphdef: Any,
+        params: Any,
+        stage: str,
+        seed: int,
+        steps: int,
+        optim: OptimConfig,
+        least_noise: Callable[[Any], Any],
+    ) -> Any:
+        codes, config = self.codes, self.config
+
+        def loss_fn(params: Any, step: jax.Array, observation: jax.Array, latent: jax.Array):
+            std = jnp.maximum(self.noise, least_noise(step))
+            log_prob = self._distribution(graphdef, params, observation, std).log_prob(latent / self.unit).mean()
+            return -log_prob, {"log_prob": log_prob - np.log(self.unit).sum(), "noise": std.mean()}
+
+        def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((config.seed, seed, step))
+            rows = rng.integers(len(codes.latent), size=config.propose.batch_size)
+            return codes.observation[rows], codes.latent[rows]
+
+        optimiser = make_optimiser(optim, steps)
+        state, _ = run_loop(
+            make_update(loss_fn, optimiser),
+            init_state(params, optimiser),
+            batch,
+            stage=stage,
+            steps=steps,
+            tracker=self.tracker,
+            directory=self.run_dir / "propose" / f"{stage}_{seed}",
+            log_every=10 * config.tracker.log_every,
+            checkpoint_every=config.checkpoint_every,
+        )
+        return state.params
+
+    def _distribution(self, graphdef: Any, params: Any, observation: Any, std: Any) -> Mixture:
+        return nnx.merge(graphdef, {**params, "log_std": jnp.log(std / self.unit)})(observation)
+
+    def judge(self, params: Any, codes: Codes) -> tuple[float, Int[np.ndarray, "N"]]:
+        """(mean log-likelihood of the codes, the likeliest expert of each)."""
+        graphdef, _ = build(self.config, self.env, len(params["log_weight"]))
+        mixture = self._distribution(graphdef, params, codes.observation, self.noise)
+        scores = np.asarray(mixture.joint_log_prob(codes.latent / self.unit)) - np.log(self.unit).sum()
+        return float(np.logaddexp.reduce(scores, 1).mean()), scores.argmax(1)
+
+    def proposal(self, params: Any) -> Any:
+        """Parameters for latents as they are."""
+        return scale_latent({**params, "log_std": jnp.log(self.noise / self.unit)}, jnp.asarray(self.unit))
+
+
+def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
+    """Fit the proposal and save it to proposal/.
+
+    Of `propose.restarts` starts the one of the highest held-out likelihood is kept.
+    """
+    read = Reader(config, env, run_dir)
+    fit = Fit(config, env, training_codes(config, env, run_dir, read), tracker, run_dir)
+    held_out, subgoal = held_out_codes(run_dir, read)
+
+    def judge(params: Any) -> tuple[float, Int[np.ndarray, "K S"]]:
+        log_prob, expert = fit.judge(params, held_out)
+        return log_prob, count_matches(expert, subgoal, len(params["log_weight"]))
+
+    starts = []
+    for seed in range(config.propose.restarts):
+        params = fit.first(seed)
+        starts.append((*judge(params), params))
+    best = max(range(len(starts)), key=lambda seed: starts[seed][0])
+    params = fit.heaviest(starts[best][2], best)
+    log_prob, matches = judge(params)
+    np.savez(run_dir / "propose" / "matches.npz", matches=matches)
+    checkpoint.save(run_dir / "proposal", fit.proposal(params), {"stage": "propose", "start": best})
+    return {
+        "log_prob": log_prob,
+        "purity": purity(matches),
+        "chance": purity(matches.sum(0, keepdims=True)),
+        "weights": np.asarray(jax.nn.softmax(params["log_weight"])).tolist(),
+        "starts": [{"log_prob": log_prob, "purity": purity(matches)} for log_prob, matches, _ in starts],
+    }
+
+
+def load_proposal(config: Config, env: Environment, run_dir: Path) -> tuple[Any, Any]:
+    """(graphdef, params) of a run's proposal."""
+    graphdef, params = build(config, env)
+    return graphdef, checkpoint.restore(run_dir / "proposal", params)
+
+
+def load_matches(run_dir: Path) -> Int[np.ndarray, "K S"]:
+    """Held-out codes of each subgoal by expert."""
+    with np.load(run_dir / "propose" / "matches.npz", allow_pickle=False) as file:
+        return file["matches"]

@@ -1,0 +1,135 @@
+"""The proposal: its algebra by hand, and that fitting it finds subgoals nobody named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from envs.api import Dense, MultiHot
+from internal_rl.config import Config, OptimConfig, ProposeConfig
+from internal_rl.models.policy import LatentInput, LatentPolicy
+from internal_rl.models.proposal import Proposal, keep_heaviest, scale_latent
+from internal_rl.stages.propose import Codes, Fit, build, count_matches, purity
+from internal_rl.tracking import Tracker
+
+SPEC, EXPERTS, LATENT = MultiHot(size=6, active=2), 3, 2
+OBSERVATION = jnp.array([[0, 4], [1, 5], [3, 3]])
+
+
+@pytest.fixture(scope="module")
+def fitted(make_rngs: Callable, normal: Callable) -> tuple[Any, dict[str, Any]]:
+    """(graphdef, params) of a proposal with no number at its initial value."""
+    graphdef, params = nnx.split(Proposal(SPEC, LATENT, EXPERTS, make_rngs()), nnx.Param)
+    params = nnx.to_pure_dict(params)
+    return graphdef, {name: normal(*value.shape, seed=seed) for seed, (name, value) in enumerate(params.items())}
+
+
+def test_experts_are_linear_in_the_observation(fitted: tuple) -> None:
+    graphdef, params = fitted
+    counts = np.zeros((3, 6))
+    for row, ones in enumerate(np.asarray(OBSERVATION)):
+        for one in ones:
+            counts[row, one] += 1
+    expected = (counts @ params["table"]).reshape(3, EXPERTS, LATENT) + params["bias"]
+    np.testing.assert_allclose(nnx.merge(graphdef, params).means(OBSERVATION), expected, rtol=1e-5)
+
+
+def test_dense_observations_are_multiplied(make_rngs: Callable) -> None:
+    proposal = Proposal(Dense(6), LATENT, EXPERTS, make_rngs())
+    multi_hot = Proposal(SPEC, LATENT, EXPERTS, make_rngs())
+    dense = jax.nn.one_hot(OBSERVATION, 6).sum(-2)
+    np.testing.assert_allclose(proposal.means(dense), multi_hot.means(OBSERVATION), rtol=1e-5)
+
+
+def test_keeping_the_heaviest_drops_the_others(fitted: tuple, make_rngs: Callable) -> None:
+    graphdef, params = fitted
+    params = {**params, "log_weight": jnp.array([0.1, -3.0, 2.0])}
+    two = nnx.split(Proposal(SPEC, LATENT, 2, make_rngs()), nnx.Param)[0]
+    kept = nnx.merge(two, keep_heaviest(params, 2))(OBSERVATION)
+    full = nnx.merge(graphdef, params)(OBSERVATION)
+    np.testing.assert_allclose(kept.mean, full.mean[:, [2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(kept.logits[0], [2.0, 0.1], rtol=1e-6)
+
+
+def test_scaled_latents_keep_their_probability(fitted: tuple, normal: Callable) -> None:
+    """p(z) dz = p(z / unit) d(z / unit)."""
+    graphdef, params = fitted
+    unit, latent = jnp.array([0.5, 3.0]), normal(3, LATENT, seed=9)
+    before = nnx.merge(graphdef, params)(OBSERVATION).log_prob(latent / unit)
+    after = nnx.merge(graphdef, scale_latent(params, unit))(OBSERVATION).log_prob(latent)
+    np.testing.assert_allclose(after, before - jnp.log(unit).sum(), rtol=1e-4)
+
+
+def test_the_policy_starts_as_the_proposal(config: Config, make_rngs: Callable, stream: jax.Array) -> None:
+    """Up to the gain, and with a std of its own; PPO moves the experts' maps only where it is told to."""
+    observation = jnp.arange(18).reshape(3, 6, 1) % 6
+    proposal = Proposal(SPEC, LATENT, EXPERTS, make_rngs())
+    proposal.log_weight[...] = jnp.array([0.0, 1.0, -1.0])
+    for train_experts in (False, True):
+        settings = replace(config.policy, gain=1.5, initial_std=0.3, train_experts=train_experts)
+        policy = LatentPolicy(config.model.width, LATENT, settings, make_rngs(1), proposal)
+        mixture = policy.unroll(LatentInput(stream, observation))
+        np.testing.assert_allclose(mixture.mean, 1.5 * proposal.means(observation), rtol=1e-5)
+        np.testing.assert_allclose(np.exp(mixture.log_std), 0.3, rtol=1e-5)
+        graphdef, params = nnx.split(policy, nnx.Param)
+
+        def log_prob(params: Any, graphdef: Any = graphdef) -> jax.Array:
+            return nnx.merge(graphdef, params).unroll(LatentInput(stream, observation)).log_prob(jnp.ones(2)).sum()
+
+        gradient = nnx.to_pure_dict(jax.grad(log_prob)(params))
+        assert (np.abs(gradient["proposal"]["table"]).max() > 0) == train_experts
+        for name in ("offset", "log_std"):
+            assert np.abs(gradient[name]).max() > 0, name
+        assert np.abs(gradient["proposal"]["log_weight"]).max() > 0
+
+
+def test_purity_by_hand() -> None:
+    matches = count_matches(np.array([0, 0, 0, 1, 1, 3]), np.array([2, 2, 0, 1, 0, 0]), 4)
+    assert matches.tolist() == [[1, 0, 2], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
+    assert purity(matches) == pytest.approx((2 + 1 + 1) / 6)
+
+
+# --- fitting ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hidden_maps() -> tuple[Codes, Codes, np.ndarray]:
+    """Codes for training, held-out ones, and their subgoals: three linear maps of the place of 'their' object.
+
+    The observation holds one index for each of three objects on a line of eight cells; the code of subgoal k is a
+    function of the cell of object k, and a second latent dimension holds nothing.
+    """
+    rng, count = np.random.default_rng(0), 8_000
+    cells, subgoal = rng.integers(8, size=(count, 3)), rng.integers(3, size=count)
+    place = cells[np.arange(count), subgoal]
+    mean = np.stack([(place - 3.5) / 2, np.zeros(count)], 1).astype(np.float32)
+    latent = mean + rng.normal(size=mean.shape).astype(np.float32) * [0.05, 1.0]
+    codes = Codes(cells + 8 * np.arange(3), latent.astype(np.float32), mean)
+    cut = lambda rows: Codes(*(part[rows] for part in codes))
+    return cut(slice(6_000)), cut(slice(6_000, None)), subgoal[6_000:]
+
+
+def test_fitting_finds_the_subgoals(config: Config, hidden_maps: tuple, tmp_path: Path) -> None:
+    training, held_out, subgoal = hidden_maps
+    fast = OptimConfig(5e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
+    settings = ProposeConfig(experts=4, candidates=16, steps=600, keep_steps=100, batch_size=256, optim=fast)
+    config = replace(config, propose=settings, metacontroller=replace(config.metacontroller, latent=2))
+    env: Any = SimpleNamespace(observation_spec=MultiHot(24, 3))
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        fit = Fit(config, env, training, tracker, tmp_path)
+        first = fit.first(0)
+        kept = fit.heaviest(first, 0)
+    log_prob, expert = fit.judge(kept, held_out)
+    chance = purity(np.bincount(subgoal)[None])
+    assert chance < 0.4
+    assert purity(count_matches(expert, subgoal, 4)) > 0.7  # two objects in one cell cannot be told apart
+    # Parameters for the latents as they are give the same density.
+    mixture = nnx.merge(build(config, env)[0], fit.proposal(kept))(held_out.observation)
+    assert float(mixture.log_prob(held_out.latent).mean()) == pytest.approx(log_prob, rel=1e-4)

@@ -1,0 +1,49 @@
+"""Prefixes of other episodes: what the controlled base model sees, and what is scored."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internal_rl.config import Config
+from internal_rl.stages.discover import splice, steer
+from internal_rl.trajectories import Batch
+
+ROWS, LENGTH = 64, 7
+
+
+def test_a_prefix_comes_from_the_row_before() -> None:
+    observation = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH, 1)
+    seen, own = map(np.asarray, splice(observation, jax.random.key(0), 0.5))
+    starts = LENGTH - own.sum(1)
+    assert (own == (np.arange(LENGTH) >= starts[:, None])).all()  # once its own, a row stays its own
+    before = np.roll(np.asarray(observation), 1, axis=0)
+    np.testing.assert_array_equal(seen, np.where(own[..., None], observation, before))
+    chosen = starts > 0
+    assert 0.3 < chosen.mean() < 0.7
+    assert set(starts[chosen]) == set(range(1, LENGTH))  # the last step is always the row's own
+
+
+def test_no_share_changes_nothing() -> None:
+    observation = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH, 1)
+    seen, own = splice(observation, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(seen, observation)
+    assert own.all()
+
+
+def test_the_posterior_reads_the_episode_itself(
+    config: Config, make_backbone: Callable, make_metacontroller: Callable
+) -> None:
+    """Only the controlled model sees the other observations: latents stay, predictions change."""
+    base, metacontroller = make_backbone("hawk"), make_metacontroller()
+    rng = np.random.default_rng(0)
+    observation = jnp.asarray(rng.integers(base.embedding.table[...].shape[0], size=(3, 6, 4)))
+    first = jnp.zeros((3, 6), bool).at[:, 0].set(True)
+    action = jnp.asarray(rng.integers(4, size=(3, 6)))
+    batch = Batch(observation, action, action, jnp.ones((3, 6), bool), first)
+    run = jax.jit(lambda seen: steer(base, metacontroller, batch, jax.random.key(1), seen))
+    plain, plain_log_prob = run(observation)
+    spliced, log_prob = run(jnp.roll(observation, 1, axis=0))
+    jax.tree.map(np.testing.assert_array_equal, plain, spliced)
+    assert np.abs(plain_log_prob - log_prob).min() > 0
