@@ -139,6 +139,7 @@ class ProposeConfig:
     keep_steps: int = 6_000
     batch_size: int = 1_024
     noise: float = 1.5  # std of an expert, in posterior stds
+    least_support: float = 0.7  # features that an expert meets less often than that, relative to all, it ignores
     initial_noise: float = 1.2  # what it is lowered from
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(5e-2, weight_decay=0.0, clip=None, final_fraction=0.0)

@@ -50,7 +50,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "discover/steps_per_second": ("step", "gradient steps per second of wall time"),
     **{
         f"{stage}/{name}": ("step", meaning)
-        for stage in ("propose", "propose_kept")
+        for stage in ("propose", "propose_kept", "propose_supported")
         for name, meaning in {
             "log_prob": "mean log-likelihood of the codes under the proposal, nats",
             "noise": "mean standard deviation of an expert",

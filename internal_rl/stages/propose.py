@@ -1,8 +1,8 @@
 """Stage 3b (ours, optional): fit the proposal that internal RL starts from to the codes of training episodes.
 
 No labels: pairs of (observation, latent) at the steps where the switch opens. A large mixture is fitted by gradient
-descent while its noise is lowered to the posterior's, then its heaviest experts are kept and fitted again. Labels
-are used once, at the end, to say how well the experts and the subgoals agree.
+descent while its noise is lowered to the posterior's; its heaviest experts are kept and fitted again, at last without
+the features that they hardly ever meet. Labels are used once, to say how well the experts and the subgoals agree.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from envs.api import Environment
+from envs.api import Dense, Environment
 from internal_rl import checkpoint
 from internal_rl.config import Config, OptimConfig
 from internal_rl.models.distributions import Mixture
@@ -122,12 +122,29 @@ class Fit:
         return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall)
 
     def heaviest(self, params: Any, seed: int) -> Any:
-        """The `propose.experts` heaviest experts of a first fit, fitted again."""
+        """The `propose.experts` heaviest experts of a first fit, fitted again, then without unsupported features."""
         settings = self.config.propose
         graphdef, _ = build(self.config, self.env)
-        params = keep_heaviest(params, settings.experts)
-        rest = settings.keep_steps, settings.keep_optim, lambda step: 0.0
-        return self._maximise(graphdef, params, "propose_kept", seed, *rest)
+        rest = seed, settings.keep_steps, settings.keep_optim, lambda step: 0.0
+        params = self._maximise(graphdef, keep_heaviest(params, settings.experts), "propose_kept", *rest)
+        supported = self.support(params) >= settings.least_support
+        return self._maximise(graphdef, params, "propose_supported", *rest, supported)
+
+    def support(self, params: Any) -> Float[np.ndarray, "I K"]:
+        """How often an expert meets each feature of a multi-hot observation, relative to how often all do.
+
+        A subgoal that never follows another never meets what the observation shows there. Its expert's coefficient
+        of such a feature is free to explain the codes of others, and wrong exactly on unseen transitions.
+        """
+        observation, spec = self.codes.observation, self.env.observation_spec
+        if isinstance(spec, Dense):
+            return np.ones((spec.size, len(params["log_weight"])))
+        share = np.asarray(jax.nn.softmax(self._joint(params, self.codes), axis=1))
+        met, count = np.zeros((spec.size, share.shape[1])), np.zeros((spec.size, 1))
+        for feature in observation.reshape(len(observation), -1).T:
+            np.add.at(met, feature, share)
+            np.add.at(count, feature, 1)
+        return met / np.maximum(count * share.mean(0), 1e-9)
 
     def _maximise(
         self,
@@ -138,12 +155,18 @@ class Fit:
         steps: int,
         optim: OptimConfig,
         least_noise: Callable[[Any], Any],
+        supported: Bool[np.ndarray, "I K"] | None = None,
     ) -> Any:
         codes, config = self.codes, self.config
+        only_supported = lambda params: params
+        if supported is not None:
+            mask = np.repeat(supported, len(self.unit), axis=1)
+            only_supported = lambda params: {**params, "table": params["table"] * mask}
 
         def loss_fn(params: Any, step: jax.Array, observation: jax.Array, latent: jax.Array):
             std = jnp.maximum(self.noise, least_noise(step))
-            log_prob = self._distribution(graphdef, params, observation, std).log_prob(latent / self.unit).mean()
+            mixture = self._distribution(graphdef, only_supported(params), observation, std)
+            log_prob = mixture.log_prob(latent / self.unit).mean()
             return -log_prob, {"log_prob": log_prob - np.log(self.unit).sum(), "noise": std.mean()}
 
         def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,17 +186,21 @@ class Fit:
             log_every=10 * config.tracker.log_every,
             checkpoint_every=config.checkpoint_every,
         )
-        return state.params
+        return only_supported(state.params)
 
     def _distribution(self, graphdef: Any, params: Any, observation: Any, std: Any) -> Mixture:
         return nnx.merge(graphdef, {**params, "log_std": jnp.log(std / self.unit)})(observation)
 
     def judge(self, params: Any, codes: Codes) -> tuple[float, Int[np.ndarray, "N"]]:
         """(mean log-likelihood of the codes, the likeliest expert of each)."""
-        graphdef, _ = build(self.config, self.env, len(params["log_weight"]))
-        mixture = self._distribution(graphdef, params, codes.observation, self.noise)
-        scores = np.asarray(mixture.joint_log_prob(codes.latent / self.unit)) - np.log(self.unit).sum()
+        scores = np.asarray(self._joint(params, codes)) - np.log(self.unit).sum()
         return float(np.logaddexp.reduce(scores, 1).mean()), scores.argmax(1)
+
+    def _joint(self, params: Any, codes: Codes) -> Float[Array, "N K"]:
+        graphdef, _ = build(self.config, self.env, len(params["log_weight"]))
+        return self._distribution(graphdef, params, codes.observation, self.noise).joint_log_prob(
+            codes.latent / self.unit
+        )
 
     def proposal(self, params: Any) -> Any:
         """Parameters for latents as they are."""

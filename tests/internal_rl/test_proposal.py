@@ -99,37 +99,66 @@ def test_purity_by_hand() -> None:
 # --- fitting ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def hidden_maps() -> tuple[Codes, Codes, np.ndarray]:
-    """Codes for training, held-out ones, and their subgoals: three linear maps of the place of 'their' object.
+def hidden_maps(count: int, seed: int) -> tuple[Codes, np.ndarray]:
+    """Codes and their subgoals: three linear maps of the place of 'their' object.
 
     The observation holds one index for each of three objects on a line of eight cells; the code of subgoal k is a
-    function of the cell of object k, and a second latent dimension holds nothing.
+    function of the cell of object k, and a second latent dimension holds nothing. Where object 0 is in cell 0 (think:
+    with the agent) subgoal 1 never follows.
     """
-    rng, count = np.random.default_rng(0), 8_000
+    rng = np.random.default_rng(seed)
     cells, subgoal = rng.integers(8, size=(count, 3)), rng.integers(3, size=count)
-    place = cells[np.arange(count), subgoal]
-    mean = np.stack([(place - 3.5) / 2, np.zeros(count)], 1).astype(np.float32)
-    latent = mean + rng.normal(size=mean.shape).astype(np.float32) * [0.05, 1.0]
-    codes = Codes(cells + 8 * np.arange(3), latent.astype(np.float32), mean)
-    cut = lambda rows: Codes(*(part[rows] for part in codes))
-    return cut(slice(6_000)), cut(slice(6_000, None)), subgoal[6_000:]
+    subgoal = np.where((cells[:, 0] == 0) & (subgoal == 1), 2, subgoal)
+    mean = code_of(cells, subgoal)
+    latent = mean + rng.normal(size=mean.shape) * [0.05, 1.0]
+    return Codes(cells + 8 * np.arange(3), latent.astype(np.float32), mean), subgoal
 
 
-def test_fitting_finds_the_subgoals(config: Config, hidden_maps: tuple, tmp_path: Path) -> None:
-    training, held_out, subgoal = hidden_maps
+def code_of(cells: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
+    place = cells[np.arange(len(cells)), subgoal]
+    return np.stack([(place - 3.5) / 2, np.zeros(len(cells))], 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def world() -> Any:
+    return SimpleNamespace(observation_spec=MultiHot(24, 3))
+
+
+@pytest.fixture(scope="module")
+def settings(config: Config) -> Config:
     fast = OptimConfig(5e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
-    settings = ProposeConfig(experts=4, candidates=16, steps=600, keep_steps=100, batch_size=256, optim=fast)
-    config = replace(config, propose=settings, metacontroller=replace(config.metacontroller, latent=2))
-    env: Any = SimpleNamespace(observation_spec=MultiHot(24, 3))
+    propose = ProposeConfig(experts=4, candidates=16, steps=600, keep_steps=100, batch_size=256, optim=fast)
+    return replace(config, propose=propose, metacontroller=replace(config.metacontroller, latent=2))
+
+
+def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path) -> None:
+    held_out, subgoal = hidden_maps(2_000, seed=1)
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(config, env, training, tracker, tmp_path)
-        first = fit.first(0)
-        kept = fit.heaviest(first, 0)
+        fit = Fit(settings, world, hidden_maps(6_000, seed=0)[0], tracker, tmp_path)
+        kept = fit.heaviest(fit.first(0), 0)
     log_prob, expert = fit.judge(kept, held_out)
-    chance = purity(np.bincount(subgoal)[None])
-    assert chance < 0.4
-    assert purity(count_matches(expert, subgoal, 4)) > 0.7  # two objects in one cell cannot be told apart
+    matches = count_matches(expert, subgoal, 4)
+    assert purity(matches.sum(0, keepdims=True)) < 0.4
+    assert purity(matches) > 0.7  # two objects in one cell cannot be told apart
     # Parameters for the latents as they are give the same density.
-    mixture = nnx.merge(build(config, env)[0], fit.proposal(kept))(held_out.observation)
-    assert float(mixture.log_prob(held_out.latent).mean()) == pytest.approx(log_prob, rel=1e-4)
+    proposal = nnx.merge(build(settings, world)[0], fit.proposal(kept))
+    assert float(proposal(held_out.observation).log_prob(held_out.latent).mean()) == pytest.approx(log_prob, rel=1e-4)
+    # Subgoal 1 where it was never seen: object 0 in cell 0, object 1 anywhere.
+    cells = np.array([[0, place, 5] for place in range(8)])
+    proposed = proposal.means(cells + 8 * np.arange(3))[:, matches[:, 1].argmax(), 0]
+    np.testing.assert_allclose(proposed, code_of(cells, np.ones(8, int))[:, 0], atol=0.3)
+
+
+def test_support_by_hand(settings: Config, world: Any, tmp_path: Path) -> None:
+    """Two experts, told apart by the latent alone; features 0 and 1 are met by one of them each, 2 by both."""
+    observation = np.array([[0, 2], [1, 2], [1, 2], [1, 2]])
+    latent = np.array([[-1.0, 0], [1.0, 0], [1.0, 0], [1.0, 0]], np.float32)
+    rng = np.random.default_rng(0)
+    codes = Codes(observation, latent, latent + 0.01 * rng.normal(size=latent.shape).astype(np.float32))
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        fit = Fit(settings, world, codes, tracker, tmp_path)
+    _, params = build(settings, world, experts=2)
+    bias = jnp.array([[-1.0, 0.0], [1.0, 0.0]]) / fit.unit
+    support = fit.support({**params, "table": jnp.zeros_like(params["table"]), "bias": bias})
+    np.testing.assert_allclose(support[:3], [[4, 0], [0, 4 / 3], [1, 1]], atol=1e-5)
+    assert not support[3:].any()
