@@ -18,7 +18,6 @@ from internal_rl.config import Config
 from internal_rl.experiment import make_env
 from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD
-from internal_rl.models.proposal import scale_latent
 from internal_rl.stages.controllers import goal_control, load_controllers
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.propose import load_matches, load_proposal
@@ -124,7 +123,7 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
         drawn = rng.choice(len(weight), episodes, p=weight / weight.sum())
         sources["proposal"] = ("experts", std * prior, drawn)
         sources["expert"] = ("experts", np.zeros_like(prior), matches.argmax(0)[goal])
-        proposal = scale_latent(proposal, jnp.full(bank.shape[1], gain))
+        proposal = {**proposal, "table": gain * proposal["table"], "bias": gain * proposal["bias"]}
         graphs, parameters = (*graphs, proposal_graph), (*parameters, proposal)
     result = {}
     for source, (steering, codes, expert) in sources.items():

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from envs.api import Dense, MultiHot
 from internal_rl.models.distributions import Mixture
@@ -47,8 +48,14 @@ def keep_heaviest(params: dict[str, Any], experts: int) -> dict[str, Any]:
     return {**params, "table": table, "bias": params["bias"][order], "log_weight": params["log_weight"][order]}
 
 
-def scale_latent(params: dict[str, Any], unit: Float[Array, "Z"]) -> dict[str, Any]:
-    """The same proposal for latents measured in units of 1 instead of `unit`."""
-    total, latent = params["bias"].shape
-    table = (params["table"].reshape(-1, total, latent) * unit).reshape(-1, total * latent)
-    return {**params, "table": table, "bias": params["bias"] * unit, "log_std": params["log_std"] + jnp.log(unit)}
+def add_dimensions(params: dict[str, Any], active: Bool[np.ndarray, "Z"]) -> dict[str, Any]:
+    """The proposal over all Z latent dimensions, standard normal in those that are not `active`."""
+    experts, latent = params["bias"].shape
+    table = jnp.zeros((len(params["table"]), experts, len(active)))
+    table = table.at[:, :, active].set(params["table"].reshape(-1, experts, latent))
+    return {
+        **params,
+        "table": table.reshape(len(table), -1),
+        "bias": jnp.zeros((experts, len(active))).at[:, active].set(params["bias"]),
+        "log_std": jnp.zeros(len(active)).at[active].set(params["log_std"]),
+    }

@@ -20,7 +20,7 @@ from internal_rl import checkpoint
 from internal_rl.config import Config, OptimConfig
 from internal_rl.models.distributions import Mixture
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD
-from internal_rl.models.proposal import Proposal, keep_heaviest, scale_latent
+from internal_rl.models.proposal import Proposal, add_dimensions, keep_heaviest
 from internal_rl.stages.collect import training_batches
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.tracking import Tracker
@@ -31,6 +31,7 @@ from internal_rl.trajectories import load, whole
 ANNEALED = 0.6  # share of the steps over which the noise falls to its end
 HELD_OUT = 2_048  # episodes
 CHUNK = 512  # episodes
+ACTIVE = 0.01  # variance of the posterior's mean above which a dimension carries something (Burda et al. 2016)
 
 
 class Codes(NamedTuple):
@@ -41,11 +42,9 @@ class Codes(NamedTuple):
     mean: Float[np.ndarray, "N Z"]
 
 
-def build(config: Config, env: Environment, experts: int | None = None, seed: int = 0) -> tuple[Any, Any]:
+def build(env: Environment, latent: int, experts: int, seed: int = 0) -> tuple[Any, Any]:
     """(graphdef, params) of a fresh proposal."""
-    rngs = nnx.Rngs(config.seed + 4 + 1_000 * seed)
-    experts = config.propose.experts if experts is None else experts
-    graphdef, params = nnx.split(Proposal(env.observation_spec, config.metacontroller.latent, experts, rngs), nnx.Param)
+    graphdef, params = nnx.split(Proposal(env.observation_spec, latent, experts, nnx.Rngs(seed)), nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
 
@@ -106,25 +105,31 @@ def purity(matches: Int[np.ndarray, "K S"]) -> float:
 
 
 class Fit:
-    """The likelihood of proposals for given codes, and its maximisation."""
+    """The likelihood of proposals for given codes, and its maximisation: in the latent's active dimensions only."""
 
     def __init__(self, config: Config, env: Environment, codes: Codes, tracker: Tracker, run_dir: Path):
-        self.config, self.env, self.codes, self.tracker, self.run_dir = config, env, codes, tracker, run_dir
-        # Latents in units of the codes' spread: a dimension that carries nothing then moves no expert.
-        self.unit = codes.mean.std(0) + 1e-6
-        self.noise = config.propose.noise * (codes.latent - codes.mean).std(0)
+        self.config, self.env, self.tracker, self.run_dir = config, env, tracker, run_dir
+        self.active = codes.mean.var(0) > ACTIVE
+        self.codes = self._in_active_dimensions(codes)
+        self.noise = config.propose.noise * (self.codes.latent - self.codes.mean).std(0)
+
+    def _in_active_dimensions(self, codes: Codes) -> Codes:
+        return Codes(codes.observation, codes.latent[:, self.active], codes.mean[:, self.active])
+
+    def _build(self, experts: int, seed: int = 0) -> tuple[Any, Any]:
+        return build(self.env, int(self.active.sum()), experts, seed)
 
     def first(self, seed: int) -> Any:
         """Parameters of `propose.candidates` experts, from a random start."""
         settings = self.config.propose
-        graphdef, params = build(self.config, self.env, settings.candidates, seed)
+        graphdef, params = self._build(settings.candidates, self.config.seed + 1_000 * seed + 4)
         fall = lambda step: settings.initial_noise * (1 - step / (ANNEALED * settings.steps))
         return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall)
 
     def heaviest(self, params: Any, seed: int) -> Any:
         """The `propose.experts` heaviest experts of a first fit, fitted again, then without unsupported features."""
         settings = self.config.propose
-        graphdef, _ = build(self.config, self.env)
+        graphdef, _ = self._build(settings.experts)
         rest = seed, settings.keep_steps, settings.keep_optim, lambda step: 0.0
         params = self._maximise(graphdef, keep_heaviest(params, settings.experts), "propose_kept", *rest)
         supported = self.support(params) >= settings.least_support
@@ -160,14 +165,14 @@ class Fit:
         codes, config = self.codes, self.config
         only_supported = lambda params: params
         if supported is not None:
-            mask = np.repeat(supported, len(self.unit), axis=1)
+            mask = np.repeat(supported, self.active.sum(), axis=1)
             only_supported = lambda params: {**params, "table": params["table"] * mask}
 
         def loss_fn(params: Any, step: jax.Array, observation: jax.Array, latent: jax.Array):
             std = jnp.maximum(self.noise, least_noise(step))
             mixture = self._distribution(graphdef, only_supported(params), observation, std)
-            log_prob = mixture.log_prob(latent / self.unit).mean()
-            return -log_prob, {"log_prob": log_prob - np.log(self.unit).sum(), "noise": std.mean()}
+            log_prob = mixture.log_prob(latent).mean()
+            return -log_prob, {"log_prob": log_prob, "noise": std.mean()}
 
         def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((config.seed, seed, step))
@@ -189,22 +194,22 @@ class Fit:
         return only_supported(state.params)
 
     def _distribution(self, graphdef: Any, params: Any, observation: Any, std: Any) -> Mixture:
-        return nnx.merge(graphdef, {**params, "log_std": jnp.log(std / self.unit)})(observation)
+        return nnx.merge(graphdef, {**params, "log_std": jnp.log(std)})(observation)
 
     def judge(self, params: Any, codes: Codes) -> tuple[float, Int[np.ndarray, "N"]]:
         """(mean log-likelihood of the codes, the likeliest expert of each)."""
-        scores = np.asarray(self._joint(params, codes)) - np.log(self.unit).sum()
+        scores = np.asarray(self._joint(params, self._in_active_dimensions(codes)))
         return float(np.logaddexp.reduce(scores, 1).mean()), scores.argmax(1)
 
     def _joint(self, params: Any, codes: Codes) -> Float[Array, "N K"]:
-        graphdef, _ = build(self.config, self.env, len(params["log_weight"]))
+        graphdef, _ = self._build(len(params["log_weight"]))
         return self._distribution(graphdef, params, codes.observation, self.noise).joint_log_prob(
-            codes.latent / self.unit
+            jnp.asarray(codes.latent)
         )
 
     def proposal(self, params: Any) -> Any:
-        """Parameters for latents as they are."""
-        return scale_latent({**params, "log_std": jnp.log(self.noise / self.unit)}, jnp.asarray(self.unit))
+        """Parameters for the whole latent."""
+        return add_dimensions({**params, "log_std": jnp.log(self.noise)}, self.active)
 
 
 def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
@@ -240,7 +245,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
 
 def load_proposal(config: Config, env: Environment, run_dir: Path) -> tuple[Any, Any]:
     """(graphdef, params) of a run's proposal."""
-    graphdef, params = build(config, env)
+    graphdef, params = build(env, config.metacontroller.latent, config.propose.experts)
     return graphdef, checkpoint.restore(run_dir / "proposal", params)
 
 

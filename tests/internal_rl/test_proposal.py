@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import nnx
 
 from envs.api import Dense, MultiHot
 from internal_rl.config import Config, OptimConfig, ProposeConfig
 from internal_rl.models.policy import LatentInput, LatentPolicy
-from internal_rl.models.proposal import Proposal, keep_heaviest, scale_latent
+from internal_rl.models.proposal import Proposal, add_dimensions, keep_heaviest
 from internal_rl.stages.propose import Codes, Fit, build, count_matches, purity
 from internal_rl.tracking import Tracker
 
@@ -58,13 +59,13 @@ def test_keeping_the_heaviest_drops_the_others(fitted: tuple, make_rngs: Callabl
     np.testing.assert_allclose(kept.logits[0], [2.0, 0.1], rtol=1e-6)
 
 
-def test_scaled_latents_keep_their_probability(fitted: tuple, normal: Callable) -> None:
-    """p(z) dz = p(z / unit) d(z / unit)."""
+def test_added_dimensions_are_standard_normal(fitted: tuple, make_rngs: Callable, normal: Callable) -> None:
     graphdef, params = fitted
-    unit, latent = jnp.array([0.5, 3.0]), normal(3, LATENT, seed=9)
-    before = nnx.merge(graphdef, params)(OBSERVATION).log_prob(latent / unit)
-    after = nnx.merge(graphdef, scale_latent(params, unit))(OBSERVATION).log_prob(latent)
-    np.testing.assert_allclose(after, before - jnp.log(unit).sum(), rtol=1e-4)
+    active, latent = np.array([False, True, True]), normal(3, 3, seed=9)
+    full = nnx.split(Proposal(SPEC, 3, EXPERTS, make_rngs()), nnx.Param)[0]
+    before = nnx.merge(graphdef, params)(OBSERVATION).log_prob(latent[:, active])
+    after = nnx.merge(full, add_dimensions(params, active))(OBSERVATION).log_prob(latent)
+    np.testing.assert_allclose(after, before + scipy.stats.norm.logpdf(latent[:, 0]), rtol=1e-4)
 
 
 def test_the_policy_starts_as_the_proposal(config: Config, make_rngs: Callable, stream: jax.Array) -> None:
@@ -140,9 +141,12 @@ def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path
     matches = count_matches(expert, subgoal, 4)
     assert purity(matches.sum(0, keepdims=True)) < 0.4
     assert purity(matches) > 0.7  # two objects in one cell cannot be told apart
-    # Parameters for the latents as they are give the same density.
-    proposal = nnx.merge(build(settings, world)[0], fit.proposal(kept))
-    assert float(proposal(held_out.observation).log_prob(held_out.latent).mean()) == pytest.approx(log_prob, rel=1e-4)
+    # Parameters for the whole latent: the second dimension is standard normal there, and held nothing.
+    assert fit.active.tolist() == [True, False]
+    proposal = nnx.merge(build(world, 2, 4)[0], fit.proposal(kept))
+    density = proposal(held_out.observation).log_prob(held_out.latent)
+    density -= scipy.stats.norm.logpdf(held_out.latent[:, 1])
+    assert float(density.mean()) == pytest.approx(log_prob, rel=1e-4)
     # Subgoal 1 where it was never seen: object 0 in cell 0, object 1 anywhere.
     cells = np.array([[0, place, 5] for place in range(8)])
     proposed = proposal.means(cells + 8 * np.arange(3))[:, matches[:, 1].argmax(), 0]
@@ -157,8 +161,8 @@ def test_support_by_hand(settings: Config, world: Any, tmp_path: Path) -> None:
     codes = Codes(observation, latent, latent + 0.01 * rng.normal(size=latent.shape).astype(np.float32))
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
         fit = Fit(settings, world, codes, tracker, tmp_path)
-    _, params = build(settings, world, experts=2)
-    bias = jnp.array([[-1.0, 0.0], [1.0, 0.0]]) / fit.unit
+    _, params = build(world, latent=1, experts=2)
+    bias = jnp.array([[-1.0], [1.0]])
     support = fit.support({**params, "table": jnp.zeros_like(params["table"]), "bias": bias})
     np.testing.assert_allclose(support[:3], [[4, 0], [0, 4 / 3], [1, 1]], atol=1e-5)
     assert not support[3:].any()
