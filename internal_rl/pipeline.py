@@ -1,8 +1,6 @@
 """All stages in order, from nothing to the report; a rerun skips what has finished and resumes what has not."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -16,6 +14,7 @@ from internal_rl.analysis.record import record_episode
 from internal_rl.analysis.report import write_report
 from internal_rl.config import STAGES, to_dict
 from internal_rl.experiment import Run
+from internal_rl.jobs import Job, run_on_cores
 from internal_rl.stages import collect, controllers, discover, pretrain, propose, reinforce
 from internal_rl.tracking import Tracker, read_metrics
 from internal_rl.versions import commit, device, versions
@@ -85,28 +84,9 @@ def _run_together(run: Run, algorithm: reinforce.Algorithm, seeds: list[int]) ->
 
 
 def _run_workers(run: Run, jobs: list[tuple[str, int]]) -> None:
-    """One worker process a job, as many at a time as there are cores; each on a core of its own."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    free, waiting, active = cores[:], list(jobs), {}
-    environment = {**os.environ, "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"}
-    try:
-        while waiting or active:
-            while waiting and free:
-                (algorithm, seed), core = waiting.pop(0), free.pop()
-                command = [sys.executable, "-m", "internal_rl.worker", str(run.directory), algorithm, str(seed)]
-                process = subprocess.Popen([*command, str(core)], env=environment)
-                active[process] = (algorithm, seed, core)
-            time.sleep(0.2)
-            for process in [process for process in active if process.poll() is not None]:
-                algorithm, seed, core = active.pop(process)
-                if process.returncode:
-                    raise RuntimeError(f"{algorithm} seed {seed} failed (exit {process.returncode}); see above")
-                free.append(core)
-    finally:
-        for process in active:
-            process.terminate()
-        for process in active:
-            process.wait()
+    """One worker process a job."""
+    worker = [sys.executable, "-m", "internal_rl.worker", str(run.directory)]
+    run_on_cores(Job(f"{algorithm} seed {seed}", [*worker, algorithm, str(seed)]) for algorithm, seed in jobs)
 
 
 # --- summary and report -----------------------------------------------------------------------------------

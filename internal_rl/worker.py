@@ -1,10 +1,9 @@
-"""One RL seed of a run in a process of its own: `python -m internal_rl.worker RUN_DIR ALGORITHM SEED CORE`."""
+"""One RL seed of a run in a process of its own: `python -m internal_rl.worker RUN_DIR ALGORITHM SEED`."""
 
 from internal_rl import runtime
 
 runtime.setup()
 
-import os  # noqa: E402
 import sys  # noqa: E402
 
 from internal_rl.experiment import load_run  # noqa: E402
@@ -12,10 +11,8 @@ from internal_rl.stages import reinforce  # noqa: E402
 from internal_rl.train_loop import Interrupted  # noqa: E402
 
 
-def main(directory: str, algorithm: str, rl_seed: str, core: str) -> int:
+def main(directory: str, algorithm: str, rl_seed: str) -> int:
     """Train and test one seed; the exit status is 3 if it was interrupted and saved."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core)})
     run, seed = load_run(directory), int(rl_seed)
     with run.tracker(seed=seed) as tracker:
         try:

@@ -11,15 +11,14 @@ run; rows take over the stages that they do not change from the seed's first row
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from omegaconf import OmegaConf
 
+from internal_rl.jobs import Job, run_on_cores
 from internal_rl.versions import commit, device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,32 +34,6 @@ def command(experiment: str, run: Path, reference: Path, seed: int, overrides: l
     reuse = [] if run == reference else [f"reuse={reference}"]
     settings = [f"experiment={experiment}", f"seed={seed}", f"run_dir={run}", f"until={until}", *reuse, *overrides]
     return [sys.executable, str(ROOT / "scripts" / "pipeline.py"), *settings]
-
-
-def run_all(jobs: list[tuple[Path, list[str]]], finished: Callable[[Path], bool]) -> None:
-    """Run the commands of the jobs that are not finished, one a core at a time; the log lies beside the run."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    environment = {**os.environ, "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"}
-    waiting, active = [job for job in jobs if not finished(job[0])], {}
-    try:
-        while waiting or active:
-            while waiting and len(active) < len(cores):
-                run, arguments = waiting.pop(0)
-                core = next(core for core in cores if core not in [used for _, used in active.values()])
-                pinned = ["taskset", "-c", str(core), *arguments] if sys.platform == "linux" else arguments
-                run.parent.mkdir(parents=True, exist_ok=True)
-                with run.with_suffix(".log").open("a") as log:
-                    process = subprocess.Popen(pinned, env=environment, stdout=log, stderr=log)
-                active[process] = run, core
-                print(f"{run.parent.name} {run.name} on core {core}; {len(waiting)} wait", flush=True)
-            time.sleep(0.5)
-            for process in [process for process in active if process.poll() is not None]:
-                run, _ = active.pop(process)
-                if process.returncode:
-                    raise SystemExit(f"error: {run} failed (exit {process.returncode}); see {run.with_suffix('.log')}")
-    finally:
-        for process in active:
-            process.terminate()
 
 
 def cell(values: list[float]) -> str:
@@ -116,17 +89,21 @@ def main() -> None:
         parser.error(f"--rl {unknown.pop()!r} is not a row; rows: {', '.join(rows)}")
     runs = Path(os.environ.get("INTERNAL_RL_RUNS", ROOT / "runs")) / "ablation" / arguments.experiment
 
-    def job(row: str, seed: int, until: str) -> tuple[Path, list[str]]:
-        run = runs / folder(row) / f"seed-{seed}"
-        reference = runs / folder(next(iter(rows))) / f"seed-{seed}"
-        return run, command(arguments.experiment, run, reference, seed, rows[row], until)
+    def train(names: list[str], until: str) -> None:
+        jobs = []
+        for row in names:
+            for seed in arguments.seeds:
+                run, reference = (runs / folder(name) / f"seed-{seed}" for name in (row, next(iter(rows))))
+                if not (run / "results" / f"{until}.json").exists():
+                    call = command(arguments.experiment, run, reference, seed, rows[row], until)
+                    jobs.append(Job(f"{row}, seed {seed}", call, run.with_suffix(".log")))
+        print(f"{len(jobs)} runs until {until}", flush=True)
+        run_on_cores(jobs, lambda job: print(f"finished: {job.name}", flush=True))
 
-    diagnosed = lambda run: (run / "results" / "transitions.json").exists()
-    reinforced = lambda run: (run / "results" / "reinforce.json").exists()
     first, *others = rows
-    run_all([job(first, seed, "transitions") for seed in arguments.seeds], diagnosed)
-    run_all([job(row, seed, "transitions") for row in others for seed in arguments.seeds], diagnosed)
-    run_all([job(row, seed, "reinforce") for row in arguments.rl for seed in arguments.seeds], reinforced)
+    train([first], "transitions")
+    train(others, "transitions")
+    train(arguments.rl, "reinforce")
     text = table(rows, runs, arguments.seeds)
     print(text)
     if arguments.page:
