@@ -57,7 +57,7 @@ types: setup  ## static types
 
 lock:  ## pin pyproject.toml in requirements.txt (needs uv; newer versions: ARGS=--upgrade)
 	@command -v uv >/dev/null || { echo "error: uv is not installed: pip install uv" >&2; exit 1; }
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header \
+	uv pip compile pyproject.toml --extra dev --extra search --universal --python-version 3.11 --generate-hashes --no-header \
 	  --quiet --output-file requirements.txt $(ARGS)
 
 clean:  ## remove .venv and caches; keeps runs

@@ -1,0 +1,49 @@
+"""The settings that a search tries, and the two numbers it maximises."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "search.py"
+
+
+@pytest.fixture(scope="module")
+def search():
+    spec = importlib.util.spec_from_file_location("search", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_kind_of_range_becomes_an_override(search):
+    space = {
+        "discover.alpha": {"low": 0.01, "high": 1.0, "log": True},
+        "discover.steps": {"low": 10, "high": 20, "int": True},
+        "metacontroller.rank": [4, 8],
+    }
+    trial = optuna.trial.FixedTrial({"discover.alpha": 0.25, "discover.steps": 12, "metacontroller.rank": 8})
+    assert search.suggest(trial, space) == ["discover.alpha=0.25", "discover.steps=12", "metacontroller.rank=8"]
+
+
+def test_values_are_read_from_the_run(search, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "controllers.json").write_text(json.dumps({"success": 0.5}))
+    rates = {"prior": {"0>1": 0.04, "1>2": 0.01}}
+    (results / "transitions.json").write_text(json.dumps(rates))
+    assert search.values(tmp_path) == pytest.approx((0.5, 0.02))
+    rates["proposal"] = {"0>1": 0.09, "1>2": 0.0}  # with a proposal, internal RL starts from that one
+    (results / "transitions.json").write_text(json.dumps(rates))
+    assert search.values(tmp_path) == pytest.approx((0.5, 0.003))
+
+
+def test_a_missing_space_is_an_error_that_names_the_file(search, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["search.py", "nothing"])
+    with pytest.raises(SystemExit, match=r"conf/search/nothing\.yaml is missing"):
+        search.main()
