@@ -6,11 +6,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 RUNS := $(or $(INTERNAL_RL_RUNS),runs)
-GRID := $(RUNS)/reproduce-grid
-GRID_SEEDS := 100 101 102 103 104
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart reproduce-grid smoke test test-slow lint types lock clean
+.PHONY: help setup quickstart reproduce-grid held-out grid-paper smoke test test-slow lint types lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
@@ -31,12 +29,25 @@ $(INSTALLED): requirements.txt
 quickstart: setup  ## the whole pipeline on the small grid world
 	$(PY) scripts/pipeline.py experiment=quickstart $(ARGS)
 
-reproduce-grid: setup  ## the quickstart over seeds 100 to 104, then their table; call again to resume
-	@for seed in $(GRID_SEEDS); do \
-	  echo "== seed $$seed, into $(GRID)/seed-$$seed"; \
-	  $(PY) scripts/pipeline.py experiment=quickstart seed=$$seed run_dir="$(GRID)/seed-$$seed" $(ARGS) || exit 1; \
+# $(call runs,experiment,seeds,folder): one run a seed, each resumed where it stopped.
+runs = @for seed in $(2); do \
+	  echo "== $(1), seed $$seed"; \
+	  $(PY) scripts/pipeline.py experiment=$(1) seed=$$seed run_dir="$(RUNS)/$(3)/$(1)-$$seed" $(ARGS) || exit 1; \
 	done
-	$(PY) scripts/aggregate.py "$(GRID)"
+
+reproduce-grid: setup  ## one map and random layouts on seeds never used before, and their pages; call again to resume
+	$(call runs,one_map,200 201 202,one_map)
+	$(PY) scripts/aggregate.py "$(RUNS)/one_map" --page docs/results/one_map --title "One map"
+	$(call runs,random,300,random)
+	$(call runs,random_walls,310,random)
+	$(PY) scripts/aggregate.py "$(RUNS)/random" --page docs/results/random --title "Random layouts"
+
+held-out: setup  ## the quickstart on five maps never used before, and their table; call again to resume
+	$(call runs,quickstart,100 101 102 103 104,held_out)
+	$(PY) scripts/aggregate.py "$(RUNS)/held_out"
+
+grid-paper: setup  ## nine minutes of the paper's full-size run (for a GPU); call again to go on
+	$(PY) scripts/pipeline.py experiment=grid_paper time_limit=540 $(ARGS)
 
 smoke: setup  ## every stage of the pipeline for a few steps, in a temporary directory
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT INT TERM && \

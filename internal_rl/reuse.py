@@ -67,7 +67,7 @@ def take_over(source: Path, target: Path, config: Config) -> list[str]:
         differing = next((key for key in READS["collect"] if not _same(old, new, key)), None)
         reason = f"{differing} differs" if differing else "it has not finished collect"
         raise ConfigError(f"reuse={source}: nothing can be taken over, {reason}")
-    lines = [line for line in read_metrics(source) if line["stage"] in taken]
+    lines = [line for line in read_metrics(source) if line["stage"].startswith(tuple(taken))]  # propose_kept: propose
     with (target / "metrics.jsonl").open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     return taken

@@ -14,16 +14,17 @@ import numpy as np
 
 SOLVED = 0.6  # a run counts as a success from this median on
 COLUMNS = (
-    "run", "task", "base NLL - Bayes", "controllers", "switch F1", "mid share", "unseen, prior", "internal RL",
+    "run", "task", "base NLL - Bayes", "controllers", "switch F1", "mid share", "unseen at start", "internal RL",
     "its seeds", "raw RL",
 )  # fmt: skip
 PICTURES = ("success.png", "transitions.png")
 
 
 def _unseen(summary: dict) -> str:
-    """Geometric mean of the unseen transitions' probabilities under prior latents: its power is a first success."""
-    prior = list(summary["discovery"].get("unseen_transitions", {}).get("prior", {}).values())
-    return f"{np.exp(np.log(np.maximum(prior, 1e-4)).mean()):.3f}" if prior else ""
+    """Geometric mean of the unseen transitions' rates where internal RL starts: at the proposal, else the prior."""
+    rates = summary["discovery"].get("unseen_transitions", {})
+    start = list((rates.get("proposal") or rates.get("prior") or {}).values())
+    return f"{np.exp(np.log(np.maximum(start, 1e-4)).mean()):.3f}" if start else ""
 
 
 def row(name: str, summary: dict) -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 """One tiny run of everything, as a user starts it: scripts/pipeline.py experiment=smoke."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from internal_rl.config import ConfigError, compose
 from internal_rl.experiment import load_run, open_run
 from internal_rl.stages.discover import load_metacontroller
+from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import read_metrics
 from internal_rl.trajectories import load
 
@@ -41,7 +43,10 @@ def test_summary_has_every_promised_key(run_dir):
     }
     for part, keys in promised.items():
         assert keys <= set(summary[part]), part
-    assert set(summary["seconds"]) == {"collect", "pretrain", "controllers", "discover", "transitions", "reinforce"}
+    stages = {"collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce"}
+    assert set(summary["seconds"]) == stages
+    assert len(summary["proposal"]["weights"]) == 2
+    assert set(summary["discovery"]["unseen_transitions"]) == {"base", "prior", "same_code", "proposal", "expert"}
     assert summary["internal_rl"]["episodes"] == summary["raw_rl"]["episodes"] == 256
     assert len(summary["internal_rl"]["success"]) == 1
     assert {"config", "versions", "device", "commit"} <= set(summary)
@@ -64,7 +69,10 @@ def test_yardsticks_order(run_dir):
 
 def test_metrics_of_every_stage_are_logged(run_dir):
     lines = read_metrics(run_dir)
-    assert {line["stage"] for line in lines} == {"pretrain", "controllers", "discover", "internal_rl", "raw_rl"}
+    proposal = {"propose", "propose_kept", "propose_supported"}
+    assert {line["stage"] for line in lines} == {
+        "pretrain", "controllers", "discover", *proposal, "internal_rl", "raw_rl"
+    }  # fmt: skip
     assert [line["episodes"] for line in lines if line["stage"] == "internal_rl"] == [128, 256]
 
 
@@ -91,8 +99,9 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
     for override, expected in (
         ("discover.alpha=0.5", [*upstream, "raw_rl"]),
         ("env.post_tasks=1-2", ["collect", "pretrain", "discover"]),
-        ("policy.width=8", [*upstream, "discover", "transitions", "raw_rl"]),
-        ("model.control_layer=1", [*upstream, "discover", "transitions", "raw_rl"]),  # as it was
+        ("policy.width=8", [*upstream, "discover", "propose", "transitions", "raw_rl"]),
+        ("model.control_layer=1", [*upstream, "discover", "propose", "transitions", "raw_rl"]),  # as it was
+        ("propose.steps=11", [*upstream, "discover", "raw_rl"]),
         ("pretrain.steps=21", ["collect"]),
     ):
         target = tmp_path / override
@@ -100,10 +109,13 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
         assert sorted(path.stem for path in (target / "results").iterdir()) == sorted(
             "raw_rl_0" if stage == "raw_rl" else stage for stage in expected
         )
-        assert {line["stage"] for line in read_metrics(target)} == set(expected) - {"collect", "transitions"}
+        logged = {line["stage"].partition("_")[0] for line in read_metrics(target)}
+        assert logged == {stage.partition("_")[0] for stage in expected} - {"collect", "transitions"}
         assert load(target / "data" / "train").length.sum() > 0
         if "discover" in expected:
             load_metacontroller(run.config, run.env, target)
+        if "propose" in expected:
+            load_proposal(run.config, run.env, target)
 
 
 def test_reuse_of_what_does_not_fit_is_refused(run_dir, tmp_path):
@@ -131,6 +143,21 @@ def test_evaluate_on_another_task(run_dir):
     bad = script("evaluate", str(run_dir), "--task", "9-0")
     assert bad.returncode != 0
     assert "env.num_colours > 9" in bad.stderr
+
+
+def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):
+    page = tmp_path / "page"
+    done = script("aggregate", str(run_dir.parent), "--page", str(page), "--title", "Smoke")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run_dir / "summary.json").read_text())
+    start = np.prod(list(summary["discovery"]["unseen_transitions"]["proposal"].values()))  # one transition
+    line = next(line for line in done.stdout.splitlines() if line.startswith("| run | 0-1"))
+    assert f"| {max(start, 1e-4):.3f} | {summary['internal_rl']['success'][0]:.3f} |" in line
+    text = (page / "README.md").read_text()
+    assert text.startswith("# Smoke")
+    assert line in text
+    assert all((page / name).exists() for name in re.findall(r"\]\(([^)]+\.png)\)", text))
+    assert json.loads((page / "summary.json").read_text())["run"] == summary
 
 
 def test_load_run_replaces_settings_of_the_environment(run_dir):
