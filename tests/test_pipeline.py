@@ -98,7 +98,7 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
     upstream = ["collect", "pretrain", "controllers"]
     for override, expected in (
         ("discover.alpha=0.5", [*upstream, "raw_rl"]),
-        ("env.post_tasks=1-2", ["collect", "pretrain", "discover"]),
+        ("env.post_tasks=1-2", ["collect", "pretrain", "discover", "propose"]),
         ("policy.width=8", [*upstream, "discover", "propose", "transitions", "raw_rl"]),
         ("model.control_layer=1", [*upstream, "discover", "propose", "transitions", "raw_rl"]),  # as it was
         ("propose.steps=11", [*upstream, "discover", "raw_rl"]),

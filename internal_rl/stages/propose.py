@@ -109,7 +109,8 @@ class Fit:
 
     def __init__(self, config: Config, env: Environment, codes: Codes, tracker: Tracker, run_dir: Path):
         self.config, self.env, self.tracker, self.run_dir = config, env, tracker, run_dir
-        self.active = codes.mean.var(0) > ACTIVE
+        variance = codes.mean.var(0)
+        self.active = variance >= min(ACTIVE, variance.max())  # at least one
         self.codes = self._in_active_dimensions(codes)
         self.noise = config.propose.noise * (self.codes.latent - self.codes.mean).std(0)
 
@@ -232,6 +233,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     best = max(range(len(starts)), key=lambda seed: starts[seed][0])
     params = fit.heaviest(starts[best][2], best)
     log_prob, matches = judge(params)
+    (run_dir / "propose").mkdir(exist_ok=True)
     np.savez(run_dir / "propose" / "matches.npz", matches=matches)
     checkpoint.save(run_dir / "proposal", fit.proposal(params), {"stage": "propose", "start": best})
     return {
