@@ -1,8 +1,8 @@
 """Train the rows of an ablation table, each over several seeds, and print the table.
 
-python scripts/ablate.py one_map --seeds 0 1 2                 diagnostics of every row of conf/ablation/one_map.yaml
-python scripts/ablate.py one_map --rl recipe "co-training"     internal RL of these rows on top
-python scripts/ablate.py one_map --page docs/results/ablation  the table as a page
+python scripts/ablate.py quickstart --seeds 0 1 2         diagnostics of each row of conf/ablation/quickstart.yaml
+python scripts/ablate.py quickstart --rl recipe "rank 4"  internal RL of these rows on top
+python scripts/ablate.py quickstart --page DIR            the table as a page
 
 The name is an experiment of conf/experiment/ with a list of rows in conf/ablation/. One process a core, one core a
 run; rows take over the stages that they do not change from the seed's first row; call it again to resume.
