@@ -138,9 +138,9 @@ class ProposeConfig:
     steps: int = 16_000
     keep_steps: int = 6_000
     batch_size: int = 1_024
-    noise: float = 1.5  # std of an expert, in posterior stds
+    noise: float = 1.5  # std of an expert at the end, in posterior stds
     least_support: float = 0.7  # features that an expert meets less often than that, relative to all, it ignores
-    initial_noise: float = 1.2  # what it is lowered from
+    initial_noise: float = 1.2  # std of an expert at the start, in latents (their prior has 1)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(5e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
     )
@@ -284,6 +284,17 @@ def validate(config: Config) -> Config:
         f"propose.experts={propose.experts} must be 0 (no proposal) to propose.candidates={propose.candidates}",
     )
     require(0 <= discover.splice <= 1, f"discover.splice={discover.splice} is a share in [0, 1]")
+    require(0 <= propose.least_support <= 1, f"propose.least_support={propose.least_support} is a share in [0, 1]")
+    policy = config.policy
+    require(
+        propose.experts > 0 or (policy.gain == 1 and not policy.train_experts),
+        f"policy.gain={policy.gain} and policy.train_experts={policy.train_experts} need a proposal; "
+        "set propose.experts, or leave them at 1 and false",
+    )
+    require(
+        propose.experts == 0 or policy.train_experts or reinforce.optim.weight_decay == 0,
+        f"reinforce.optim.weight_decay={reinforce.optim.weight_decay} would shrink the proposal's experts; set it to 0",
+    )
     require(
         config.discover.noise is None or collect.noise_kind != "none" or config.discover.noise == 0,
         "discover.noise needs collect.noise_kind to say which kind of noise it is",

@@ -1,9 +1,11 @@
 """Several programs at a time: one process a core, each pinned to its core and single-threaded."""
 
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,31 +29,46 @@ def cores() -> list[int]:
 def run_on_cores(jobs: Iterable[Job], finished: Callable[[Job], None] = lambda job: None) -> None:
     """Run every job; a job is asked for only when a core is free, and `finished` is called after each.
 
-    Raises RuntimeError naming the job that failed; the others are ended first.
+    Raises RuntimeError naming the job that failed. Whatever ends this call, SIGTERM included, ends the running jobs.
     """
     free, waiting, active = cores(), iter(jobs), {}
     more = True
+    with _unwinding_at_sigterm():
+        try:
+            while more or active:
+                while more and free:
+                    if (job := next(waiting, None)) is None:
+                        more = False
+                        break
+                    core = free.pop()
+                    active[_start(job, core)] = job, core
+                time.sleep(POLL)
+                for process in [process for process in active if process.poll() is not None]:
+                    job, core = active.pop(process)
+                    if process.returncode:
+                        where = f"; see {job.log}" if job.log else "; see above"
+                        raise RuntimeError(f"{job.name} failed (exit {process.returncode}){where}")
+                    free.append(core)
+                    finished(job)
+        finally:
+            for process in active:
+                process.terminate()
+            for process in active:
+                process.wait()
+
+
+@contextmanager
+def _unwinding_at_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit: by default it would end this process and leave its children running."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    former = signal.signal(signal.SIGTERM, end)
     try:
-        while more or active:
-            while more and free:
-                if (job := next(waiting, None)) is None:
-                    more = False
-                    break
-                core = free.pop()
-                active[_start(job, core)] = job, core
-            time.sleep(POLL)
-            for process in [process for process in active if process.poll() is not None]:
-                job, core = active.pop(process)
-                if process.returncode:
-                    where = f"; see {job.log}" if job.log else "; see above"
-                    raise RuntimeError(f"{job.name} failed (exit {process.returncode}){where}")
-                free.append(core)
-                finished(job)
+        yield
     finally:
-        for process in active:
-            process.terminate()
-        for process in active:
-            process.wait()
+        signal.signal(signal.SIGTERM, former)
 
 
 def _start(job: Job, core: int) -> subprocess.Popen[bytes]:

@@ -54,6 +54,7 @@ METRICS: dict[str, tuple[str, str]] = {
         for name, meaning in {
             "log_prob": "mean log-likelihood of the codes under the proposal, nats",
             "noise": "mean standard deviation of an expert",
+            "start": "number of the random start",
             "grad_norm": "global gradient norm",
             "steps_per_second": "gradient steps per second of wall time",
         }.items()

@@ -11,6 +11,7 @@ run; rows take over the stages that they do not change from the seed's first row
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,26 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from internal_rl.config import ConfigError, compose
 from internal_rl.jobs import Job, run_on_cores
-from internal_rl.versions import commit, device
+from internal_rl.versions import device
 
 ROOT = Path(__file__).resolve().parent.parent
+Rows = dict[str, list[str]]
+
+
+def load_rows(experiment: str) -> Rows:
+    """{row: overrides} of conf/ablation/EXPERIMENT.yaml, each checked; raises ConfigError naming file and row."""
+    path = ROOT / "conf" / "ablation" / f"{experiment}.yaml"
+    if not path.exists():
+        raise ConfigError(f"{path.relative_to(ROOT)} is missing: it lists the rows and their overrides")
+    rows: Rows = {str(name): [*overrides] for name, overrides in OmegaConf.load(path).items()}
+    for name, overrides in rows.items():
+        try:
+            compose([f"experiment={experiment}", *overrides])
+        except ConfigError as error:
+            raise ConfigError(f"{path.relative_to(ROOT)}, row {name!r}: {error}") from error
+    return rows
 
 
 def folder(row: str) -> str:
@@ -29,23 +46,21 @@ def folder(row: str) -> str:
     return row.replace(" ", "_").replace(",", "")
 
 
-def command(experiment: str, run: Path, reference: Path, seed: int, overrides: list[str], until: str) -> list[str]:
-    """The pipeline of one row and seed."""
-    reuse = [] if run == reference else [f"reuse={reference}"]
-    settings = [f"experiment={experiment}", f"seed={seed}", f"run_dir={run}", f"until={until}", *reuse, *overrides]
-    return [sys.executable, str(ROOT / "scripts" / "pipeline.py"), *settings]
-
-
-def cell(values: list[float]) -> str:
-    """Mean over seeds and range."""
-    if not values:
-        return ""
-    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+def finished(run: Path, until: str) -> bool:
+    """Whether the run has come as far as `until` and has said so in its summary, which the table reads."""
+    summary = run / "summary.json"
+    if not (run / "results" / f"{until}.json").exists() or not summary.exists():
+        return False
+    return until != "reinforce" or bool(json.loads(summary.read_text())["internal_rl"]["success"])
 
 
 def geometric(rates: dict[str, float]) -> float:
-    """Geometric mean, zero counted as 1e-4."""
-    return float(np.exp(np.log(np.maximum(list(rates.values()), 1e-4)).mean()))
+    """Geometric mean, zero counted as 1e-4; NaN of nothing."""
+    return float(np.exp(np.log(np.maximum(list(rates.values()), 1e-4)).mean())) if rates else float("nan")
+
+
+def _unseen(source: str) -> Callable[[dict], float]:
+    return lambda summary: geometric(summary["discovery"]["unseen_transitions"].get(source, {}))
 
 
 COLUMNS: dict[str, Callable[[dict], float]] = {
@@ -54,25 +69,38 @@ COLUMNS: dict[str, Callable[[dict], float]] = {
     "switch F1": lambda s: s["discovery"]["switch_f1"],
     "mid share": lambda s: s["discovery"]["mid_share"],
     "NLL": lambda s: s["discovery"]["nll"],
-    "unseen, prior": lambda s: geometric(s["discovery"]["unseen_transitions"]["prior"]),
-    "unseen, codes": lambda s: geometric(s["discovery"]["unseen_transitions"]["same_code"]),
-    "internal RL": lambda s: float(np.median(s["internal_rl"]["success"])),
+    "unseen, prior": _unseen("prior"),
+    "unseen, codes": _unseen("same_code"),
+    "internal RL": lambda s: float(np.median(s["internal_rl"]["success"])) if s["internal_rl"]["success"] else np.nan,
 }
 
 
-def table(rows: dict[str, list[str]], runs: Path, seeds: list[int]) -> str:
+def cell(values: list[float]) -> str:
+    """Mean over seeds and range; empty where no seed has a value."""
+    known = [value for value in values if not np.isnan(value)]
+    return f"{np.mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if known else ""
+
+
+def table(rows: Rows, runs: Path, seeds: list[int]) -> str:
     """Markdown: one line a row of the ablation, mean and range over seeds."""
     lines = [f"| row | overrides | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row, overrides in rows.items():
         paths = [runs / folder(row) / f"seed-{seed}" / "summary.json" for seed in seeds]
         summaries = [json.loads(path.read_text()) for path in paths if path.exists()]
-        trained = [summary for summary in summaries if summary["internal_rl"]["success"]]
-        values = lambda name, every=summaries, trained=trained: [
-            COLUMNS[name](summary) for summary in (trained if name == "internal RL" else every)
-        ]
         cells = [row, f"`{' '.join(overrides)}`" if overrides else "", str(len(summaries))]
-        lines.append(f"| {' | '.join(cells + [cell(values(name)) for name in COLUMNS])} |")
+        cells += [cell([value(summary) for summary in summaries]) for value in COLUMNS.values()]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def write_page(page: Path, experiment: str, text: str, rows: Rows, runs: Path, seeds: list[int]) -> None:
+    """page/README.md with the table, the command that makes it, and the commits of its runs."""
+    paths = [runs / folder(row) / f"seed-{seed}" / "summary.json" for row in rows for seed in seeds]
+    commits = sorted({json.loads(path.read_text())["commit"] for path in paths if path.exists()})
+    page.mkdir(parents=True, exist_ok=True)
+    source = f"`python {shlex.join(sys.argv)}`, commits {', '.join(commits)}, {device()['kind']}."
+    note = "Mean and range over seeds; unseen transitions: geometric mean over those of the task."
+    (page / "README.md").write_text(f"# What each lever does: {experiment}\n\n{source} {note}\n\n{text}\n")
 
 
 def main() -> None:
@@ -83,37 +111,38 @@ def main() -> None:
     parser.add_argument("--rl", nargs="+", default=[], metavar="ROW", help="rows to train internal RL on, too")
     parser.add_argument("--page", type=Path, help="folder of the result page")
     arguments = parser.parse_args()
-    path = ROOT / "conf" / "ablation" / f"{arguments.experiment}.yaml"
-    rows: dict[str, list[str]] = {str(name): [*overrides] for name, overrides in OmegaConf.load(path).items()}
+    experiment, seeds = arguments.experiment, arguments.seeds
+    try:
+        rows = load_rows(experiment)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
     if unknown := set(arguments.rl) - set(rows):
         parser.error(f"--rl {unknown.pop()!r} is not a row; rows: {', '.join(rows)}")
-    runs = Path(os.environ.get("INTERNAL_RL_RUNS", ROOT / "runs")) / "ablation" / arguments.experiment
+    runs = Path(os.environ.get("INTERNAL_RL_RUNS", ROOT / "runs")) / "ablation" / experiment
+    first, *others = rows
 
     def train(names: list[str], until: str) -> None:
         jobs = []
         for row in names:
-            for seed in arguments.seeds:
-                run, reference = (runs / folder(name) / f"seed-{seed}" for name in (row, next(iter(rows))))
-                if not (run / "results" / f"{until}.json").exists():
-                    call = command(arguments.experiment, run, reference, seed, rows[row], until)
-                    jobs.append(Job(f"{row}, seed {seed}", call, run.with_suffix(".log")))
+            for seed in seeds:
+                run = runs / folder(row) / f"seed-{seed}"
+                reuse = [] if row == first else [f"reuse={runs / folder(first) / f'seed-{seed}'}"]
+                fixed = [f"experiment={experiment}", f"seed={seed}", f"run_dir={run}", f"until={until}"]
+                command = [sys.executable, str(ROOT / "scripts" / "pipeline.py"), *fixed, *reuse, *rows[row]]
+                if not finished(run, until):
+                    jobs.append(Job(f"{row}, seed {seed}", command, run.with_suffix(".log")))
         print(f"{len(jobs)} runs until {until}", flush=True)
         run_on_cores(jobs, lambda job: print(f"finished: {job.name}", flush=True))
 
-    first, *others = rows
-    train([first], "transitions")
-    train(others, "transitions")
-    train(arguments.rl, "reinforce")
-    text = table(rows, runs, arguments.seeds)
-    print(text)
-    if arguments.page:
-        arguments.page.mkdir(parents=True, exist_ok=True)
-        seeds = " ".join(map(str, arguments.seeds))
-        call = f"python scripts/ablate.py {arguments.experiment} --seeds {seeds}"
-        source = f"`{call}`, commit {commit()}, {device()['kind']}"
-        note = "Mean and range over seeds; unseen transitions: geometric mean over those of the task."
-        page = f"# What happens without each lever: {arguments.experiment}\n\n{source}. {note}\n\n{text}\n"
-        (arguments.page / "README.md").write_text(page)
+    try:
+        train([first], "transitions")
+        train(others, "transitions")
+        train(arguments.rl, "reinforce")
+    finally:
+        text = table(rows, runs, seeds)
+        print(text)
+        if arguments.page:
+            write_page(arguments.page, experiment, text, rows, runs, seeds)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ PICTURES = ("success.png", "transitions.png")
 
 
 def _unseen(summary: dict) -> str:
-    """Geometric mean of the unseen transitions' rates where internal RL starts: at the proposal, else the prior."""
-    rates = summary["discovery"].get("unseen_transitions", {})
-    start = list((rates.get("proposal") or rates.get("prior") or {}).values())
+    """Geometric mean of the unseen transitions' rates under the latents that internal RL starts from."""
+    start = list(summary["discovery"].get("unseen_transitions", {}).get("start", {}).values())
     return f"{np.exp(np.log(np.maximum(start, 1e-4)).mean()):.3f}" if start else ""
 
 

@@ -4,7 +4,8 @@ python scripts/search.py quickstart --trials 24     the space is conf/search/qui
 
 A trial is the pipeline up to `transitions` on a development seed, one process a core; stages that it does not change
 are taken over from the first trial. Maximised: success of the supervised controllers (the base model) and the
-geometric mean of the unseen transitions under the latents that internal RL starts from (the codes).
+geometric mean of the unseen transitions under the latents that internal RL starts from (the codes). A trial that
+was cut off counts as failed.
 """
 
 import argparse
@@ -41,8 +42,7 @@ def suggest(trial: Any, space: dict[str, Any]) -> list[str]:
 def values(run: Path) -> tuple[float, float]:
     """(controllers' success, geometric mean of the unseen transitions) of a run; no success at all counts as 1e-4."""
     read = lambda stage: json.loads((run / "results" / f"{stage}.json").read_text())
-    rates = read("transitions")
-    start = rates.get("proposal", rates["prior"])
+    start = read("transitions").get("start", {"none": 0.0})
     return read("controllers")["success"], float(np.exp(np.log(np.maximum(list(start.values()), 1e-4)).mean()))
 
 
@@ -66,6 +66,7 @@ def main() -> None:
         storage=f"sqlite:///{runs.resolve() / 'trials.db'}",
         study_name=arguments.experiment,
         directions=["maximize", "maximize"],
+        sampler=optuna.samplers.TPESampler(seed=arguments.seed),
         load_if_exists=True,
     )
     reference = runs / "reference"
@@ -91,14 +92,18 @@ def main() -> None:
             yield job(name, overrides)
 
     def tell(job: Job) -> None:
-        trial, found = trials[job.name], values(runs / job.name)
+        trial, found = trials.pop(job.name), values(runs / job.name)
         study.tell(trial, found)
         print(f"{job.name}: controllers {found[0]:.3f}, unseen transitions {found[1]:.4f}  {trial.params}", flush=True)
 
     if not (reference / "results" / "transitions.json").exists():
         run_on_cores([job("reference", [], reuse=False)])
     print("reference: controllers {:.3f}, unseen transitions {:.4f}".format(*values(reference)), flush=True)
-    run_on_cores(ask(), tell)
+    try:
+        run_on_cores(ask(), tell)
+    finally:
+        for trial in trials.values():
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
     for trial in study.best_trials:
         print(f"best: {trial.values} {trial.params}", flush=True)
 

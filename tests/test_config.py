@@ -9,7 +9,9 @@ from internal_rl.config import CONF, Config, ConfigError, PretrainConfig, compos
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = sorted(
-    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "optim")
+    (path.parent.name, path.stem)
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in ("experiment", "optim", "ablation", "search")  # the last two are not Hydra's
 )
 
 
@@ -54,6 +56,10 @@ def test_wrong_type_is_refused_with_its_path():
         (["reinforce.episodes=5000", "reinforce.batch_size=2048"], r"must be a multiple of reinforce\.batch_size=2048"),
         (["reinforce.minibatches=3", "reinforce.batch_size=1024"], r"must divide reinforce\.batch_size=1024"),
         (["discover.steps=0"], r"discover\.steps=0 must be positive"),
+        (["discover.splice=2"], r"discover\.splice=2\.0 is a share"),
+        (["propose.experts=65"], r"propose\.experts=65 must be 0 \(no proposal\) to propose\.candidates=64"),
+        (["policy.gain=1.5"], r"policy\.gain=1\.5 .* need a proposal; set propose\.experts"),
+        (["propose.experts=8", "reinforce.optim.weight_decay=.1"], r"would shrink the proposal's experts"),
     ],
 )
 def test_senseless_values_are_refused_with_a_remedy(overrides, message):

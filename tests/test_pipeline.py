@@ -46,7 +46,7 @@ def test_summary_has_every_promised_key(run_dir):
     stages = {"collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce"}
     assert set(summary["seconds"]) == stages
     assert len(summary["proposal"]["weights"]) == 2
-    assert set(summary["discovery"]["unseen_transitions"]) == {"base", "prior", "same_code", "proposal", "expert"}
+    assert set(summary["discovery"]["unseen_transitions"]) == {"base", "prior", "same_code", "start", "expert"}
     assert summary["internal_rl"]["episodes"] == summary["raw_rl"]["episodes"] == 256
     assert len(summary["internal_rl"]["success"]) == 1
     assert {"config", "versions", "device", "commit"} <= set(summary)
@@ -129,10 +129,15 @@ def test_reuse_of_what_does_not_fit_is_refused(run_dir, tmp_path):
 
 
 def test_until_stops_early_and_reports(run_dir, tmp_path):
-    done = script("pipeline", "experiment=smoke", f"reuse={run_dir}", "until=discover", f"run_dir={tmp_path / 'x'}")
+    """Here also without a proposal."""
+    settings = ["propose.experts=0", "until=transitions", f"run_dir={tmp_path / 'x'}"]
+    done = script("pipeline", "experiment=smoke", f"reuse={run_dir}", *settings)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "x" / "summary.json").read_text())
     assert summary["discovery"]["switch_f1"] >= 0
+    assert summary["proposal"] == {}
+    unseen = summary["discovery"]["unseen_transitions"]
+    assert unseen["start"] == unseen["prior"]  # initial_std is 1
     assert summary["internal_rl"]["success"] == []
 
 
@@ -150,7 +155,7 @@ def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):
     done = script("aggregate", str(run_dir.parent), "--page", str(page), "--title", "Smoke")
     assert done.returncode == 0, done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
-    start = np.prod(list(summary["discovery"]["unseen_transitions"]["proposal"].values()))  # one transition
+    start = np.prod(list(summary["discovery"]["unseen_transitions"]["start"].values()))  # one transition
     line = next(line for line in done.stdout.splitlines() if line.startswith("| run | 0-1"))
     assert f"| {max(start, 1e-4):.3f} | {summary['internal_rl']['success'][0]:.3f} |" in line
     text = (page / "README.md").read_text()

@@ -35,7 +35,7 @@ TRANSITION_SOURCES = {
     "base": ("base model alone", "#C4C4C4"),
     "prior": ("prior z", PALE),
     "same_code": ("z of that subgoal", INTERNAL),
-    "proposal": ("proposal's z", "#F0C6DC"),
+    "start": ("z that RL starts from", "#F0C6DC"),
     "expert": ("z of that subgoal's expert", "#CC79A7"),
     "supervised": ("supervised controllers", "#E69F00"),
 }

@@ -22,7 +22,7 @@ from internal_rl.stages.controllers import goal_control, load_controllers
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.propose import load_matches, load_proposal
 
-Source = Literal["base", "prior", "same_code", "proposal", "expert"]
+Source = Literal["base", "prior", "same_code", "start", "expert"]
 Steering = Literal["nothing", "codes", "experts"]
 
 
@@ -86,12 +86,13 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
     """For each transition of the post-training task that pretraining never shows: its probability by source.
 
     base: no latent; prior: latents of the prior; same_code: codes of the wanted subgoal from held-out episodes;
-    proposal: what the policy starts from; expert: the expert that held-out labels name for the wanted subgoal.
+    start: what the latent policy starts from; expert: with a proposal, the expert that held-out labels name for the
+    wanted subgoal. A transition whose first colour was never reached is left out; {} where the switch is always open.
     """
     seen = make_env(config).tasks.transitions
     asked = make_env(config, config.env.post_tasks).tasks.transitions
     wanted = [(int(a), int(b)) for a, b in np.argwhere(asked & ~seen)]
-    if not wanted:
+    if not wanted or config.metacontroller.force_switch:
         return {}
     base_graph, base_params, graphdef, params = load_metacontroller(config, make_env(config), directory)
     goal_params = load_controllers(config, directory)
@@ -114,17 +115,18 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
         "base": ("nothing", prior, nobody),
         "prior": ("codes", prior, nobody),
         "same_code": ("codes", same, nobody),
+        "start": ("codes", config.policy.initial_std * prior, nobody),
     }
     graphs, parameters = (base_graph, graphdef), (base_params, params)
     if config.propose.experts:
         proposal_graph, proposal = load_proposal(config, env, directory)
-        gain, std = config.policy.gain, config.policy.initial_std
+        gain = config.policy.gain
         weight, matches = np.exp(proposal["log_weight"]), load_matches(directory)
         drawn = rng.choice(len(weight), episodes, p=weight / weight.sum())
-        sources["proposal"] = ("experts", std * prior, drawn)
+        sources["start"] = ("experts", config.policy.initial_std * prior, drawn)
         sources["expert"] = ("experts", np.zeros_like(prior), matches.argmax(0)[goal])
-        proposal = {**proposal, "table": gain * proposal["table"], "bias": gain * proposal["bias"]}
-        graphs, parameters = (*graphs, proposal_graph), (*parameters, proposal)
+        enlarged = {**proposal, "table": gain * proposal["table"], "bias": gain * proposal["bias"]}
+        graphs, parameters = (*graphs, proposal_graph), (*parameters, enlarged)
     result = {}
     for source, (steering, codes, expert) in sources.items():
         inputs = goal_params, jnp.asarray(codes), jnp.asarray(expert)
@@ -132,5 +134,6 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
         result[source] = {}
         for pair in wanted:
             chosen = np.array([p == pair for p in pairs]) & reached
-            result[source][f"{pair[0]}>{pair[1]}"] = float(made[chosen].mean()) if chosen.any() else 0.0
+            if chosen.any():
+                result[source][f"{pair[0]}>{pair[1]}"] = float(made[chosen].mean())
     return result

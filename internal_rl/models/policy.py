@@ -33,7 +33,7 @@ class Policy(Protocol):
 
 @struct.dataclass
 class LatentInput:
-    """What the latent policy reads. residual_stream: e_t [B, D]; observation: o_t [B, ...], for a proposal."""
+    """What the latent policy reads. residual_stream: e_t [..., D]; observation: o_t [..., O], for a proposal."""
 
     residual_stream: jax.Array
     observation: jax.Array

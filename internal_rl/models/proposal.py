@@ -19,7 +19,10 @@ from internal_rl.models.layers import project
 
 
 class Proposal(nnx.Module):
-    """p(z | o) = sum_k w_k N(W_k o + b_k, diag(std^2)), the weights w being the same for all observations."""
+    """p(z | o) = sum_k w_k N(W_k o + b_k, diag(std^2)), the weights w being the same for all observations.
+
+    A latent policy that starts from it takes over all but the std, which is `policy.initial_std` there.
+    """
 
     def __init__(self, spec: MultiHot | Dense, latent: int, experts: int, rngs: nnx.Rngs, scale: float = 0.03):
         self.shape, self.multi_hot = (experts, latent), isinstance(spec, MultiHot)

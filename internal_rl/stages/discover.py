@@ -49,17 +49,19 @@ def steer(
     return inference, prediction.action.log_prob(batch.action.astype(jnp.int32))
 
 
-def splice(observation: Array, key: Array, share: float) -> tuple[Array, Bool[Array, "B T"]]:
+def splice(observation: Array, mask: Bool[Array, "B T"], key: Array, share: float) -> tuple[Array, Bool[Array, "B T"]]:
     """Observations [B, T, ...] whose first steps, in a share of the rows, are those of the row before.
 
-    Returns also which steps are a row's own. The controlled model's belief about the goal then comes from another
-    episode, and only the latent can overrule it, as it must on tasks that the data never show.
+    Returns also which steps are a row's own: at least one real step, after no more than the other row has. The
+    controlled model's belief about the goal then comes from another episode, and only the latent can overrule it, as
+    it must on tasks that the data never show. mask: the real steps, the first ones of each row.
     """
-    batch, length = observation.shape[:2]
+    length = mask.sum(1)
+    most = jnp.minimum(length - 1, jnp.roll(length, 1))
     chosen_key, start_key = jax.random.split(key)
-    chosen = jax.random.bernoulli(chosen_key, share, (batch,))
-    start = jnp.where(chosen, jax.random.randint(start_key, (batch,), 1, length), 0)
-    own = jnp.arange(length) >= start[:, None]
+    chosen = jax.random.bernoulli(chosen_key, share, length.shape) & (most > 0)
+    start = jnp.where(chosen, jax.random.randint(start_key, length.shape, 1, jnp.maximum(most, 1) + 1), 0)
+    own = jnp.arange(mask.shape[1]) >= start[:, None]
     wide = own.reshape(*own.shape, *[1] * (observation.ndim - 2))
     return jnp.where(wide, observation, jnp.roll(observation, 1, axis=0)), own
 
@@ -74,7 +76,7 @@ def discovery_loss(
         base = nnx.merge(base_graph, params["base"] if discover.cotrain else base_params)
         observation = scored = None
         if discover.splice:
-            observation, own = splice(batch.observation, jax.random.fold_in(key, 1), discover.splice)
+            observation, own = splice(batch.observation, batch.mask, jax.random.fold_in(key, 1), discover.splice)
             scored = batch.mask & own
         inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key, observation)
         alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)

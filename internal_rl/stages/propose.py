@@ -1,8 +1,8 @@
 """Stage 3b (ours, optional): fit the proposal that internal RL starts from to the codes of training episodes.
 
 No labels: pairs of (observation, latent) at the steps where the switch opens. A large mixture is fitted by gradient
-descent while its noise is lowered to the posterior's; its heaviest experts are kept and fitted again, at last without
-the features that they hardly ever meet. Labels are used once, to say how well the experts and the subgoals agree.
+descent while its noise is lowered to about the posterior's; its heaviest experts are kept and fitted again, at last
+without the features that they hardly ever meet. Labels are used once, to say how well experts and subgoals agree.
 """
 
 from collections.abc import Callable
@@ -92,9 +92,11 @@ def held_out_codes(run_dir: Path, read: Reader) -> tuple[Codes, Int[np.ndarray, 
     return Codes(*map(np.concatenate, zip(*parts, strict=True))), np.concatenate(subgoals)
 
 
-def count_matches(expert: Int[np.ndarray, "N"], subgoal: Int[np.ndarray, "N"], experts: int) -> Int[np.ndarray, "K S"]:
-    """How many codes of each subgoal fall to each expert."""
-    table = np.zeros((experts, subgoal.max() + 1), int)
+def count_matches(
+    expert: Int[np.ndarray, "N"], subgoal: Int[np.ndarray, "N"], shape: tuple[int, int]
+) -> Int[np.ndarray, "K S"]:
+    """How many codes fall to each expert, by subgoal. shape: (experts, subgoals)."""
+    table = np.zeros(shape, int)
     np.add.at(table, (expert, subgoal), 1)
     return table
 
@@ -137,7 +139,7 @@ class Fit:
         return self._maximise(graphdef, params, "propose_supported", *rest, supported)
 
     def support(self, params: Any) -> Float[np.ndarray, "I K"]:
-        """How often an expert meets each feature of a multi-hot observation, relative to how often all do.
+        """How often each of K experts meets each of I features of a multi-hot observation, relative to all experts.
 
         A subgoal that never follows another never meets what the observation shows there. Its expert's coefficient
         of such a feature is free to explain the codes of others, and wrong exactly on unseen transitions.
@@ -173,7 +175,7 @@ class Fit:
             std = jnp.maximum(self.noise, least_noise(step))
             mixture = self._distribution(graphdef, only_supported(params), observation, std)
             log_prob = mixture.log_prob(latent).mean()
-            return -log_prob, {"log_prob": log_prob, "noise": std.mean()}
+            return -log_prob, {"log_prob": log_prob, "noise": std.mean(), "start": jnp.float32(seed)}
 
         def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((config.seed, seed, step))
@@ -189,7 +191,7 @@ class Fit:
             steps=steps,
             tracker=self.tracker,
             directory=self.run_dir / "propose" / f"{stage}_{seed}",
-            log_every=10 * config.tracker.log_every,
+            log_every=10 * config.tracker.log_every,  # steps of a millisecond or so
             checkpoint_every=config.checkpoint_every,
         )
         return only_supported(state.params)
@@ -198,7 +200,7 @@ class Fit:
         return nnx.merge(graphdef, {**params, "log_std": jnp.log(std)})(observation)
 
     def judge(self, params: Any, codes: Codes) -> tuple[float, Int[np.ndarray, "N"]]:
-        """(mean log-likelihood of the codes, the likeliest expert of each)."""
+        """(mean log-likelihood of the codes in nats, the likeliest expert of each)."""
         scores = np.asarray(self._joint(params, self._in_active_dimensions(codes)))
         return float(np.logaddexp.reduce(scores, 1).mean()), scores.argmax(1)
 
@@ -214,9 +216,10 @@ class Fit:
 
 
 def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
-    """Fit the proposal and save it to proposal/.
+    """Fit the proposal and save it to proposal/. Of several starts the likeliest on held-out codes is kept.
 
-    Of `propose.restarts` starts the one of the highest held-out likelihood is kept.
+    Returns log_prob (held-out, nats a code), purity (share of held-out codes whose subgoal is the most frequent one
+    of their likeliest expert), its chance level, the weights of the experts, and the first two for each start.
     """
     read = Reader(config, env, run_dir)
     fit = Fit(config, env, training_codes(config, env, run_dir, read), tracker, run_dir)
@@ -224,7 +227,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
 
     def judge(params: Any) -> tuple[float, Int[np.ndarray, "K S"]]:
         log_prob, expert = fit.judge(params, held_out)
-        return log_prob, count_matches(expert, subgoal, len(params["log_weight"]))
+        return log_prob, count_matches(expert, subgoal, (len(params["log_weight"]), config.env.num_colours))
 
     starts = []
     for seed in range(config.propose.restarts):
@@ -246,7 +249,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
 
 
 def load_proposal(config: Config, env: Environment, run_dir: Path) -> tuple[Any, Any]:
-    """(graphdef, params) of a run's proposal."""
+    """(graphdef, params) of a run's proposal; raises CheckpointError where there is none."""
     graphdef, params = build(env, config.metacontroller.latent, config.propose.experts)
     return graphdef, checkpoint.restore(run_dir / "proposal", params)
 

@@ -79,6 +79,9 @@ def test_the_policy_starts_as_the_proposal(config: Config, make_rngs: Callable, 
         mixture = policy.unroll(LatentInput(stream, observation))
         np.testing.assert_allclose(mixture.mean, 1.5 * proposal.means(observation), rtol=1e-5)
         np.testing.assert_allclose(np.exp(mixture.log_std), 0.3, rtol=1e-5)
+        weights = jax.nn.softmax(mixture.logits)
+        expected = np.broadcast_to(jax.nn.softmax(proposal.log_weight[...]), weights.shape)
+        np.testing.assert_allclose(weights, expected, atol=0.1)
         graphdef, params = nnx.split(policy, nnx.Param)
 
         def log_prob(params: Any, graphdef: Any = graphdef) -> jax.Array:
@@ -92,8 +95,8 @@ def test_the_policy_starts_as_the_proposal(config: Config, make_rngs: Callable, 
 
 
 def test_purity_by_hand() -> None:
-    matches = count_matches(np.array([0, 0, 0, 1, 1, 3]), np.array([2, 2, 0, 1, 0, 0]), 4)
-    assert matches.tolist() == [[1, 0, 2], [1, 1, 0], [0, 0, 0], [1, 0, 0]]
+    matches = count_matches(np.array([0, 0, 0, 1, 1, 3]), np.array([2, 2, 0, 1, 0, 0]), (4, 4))
+    assert matches.tolist() == [[1, 0, 2, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
     assert purity(matches) == pytest.approx((2 + 1 + 1) / 6)
 
 
@@ -138,7 +141,7 @@ def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path
         fit = Fit(settings, world, hidden_maps(6_000, seed=0)[0], tracker, tmp_path)
         kept = fit.heaviest(fit.first(0), 0)
     log_prob, expert = fit.judge(kept, held_out)
-    matches = count_matches(expert, subgoal, 4)
+    matches = count_matches(expert, subgoal, (4, 3))
     assert purity(matches.sum(0, keepdims=True)) < 0.4
     assert purity(matches) > 0.7  # two objects in one cell cannot be told apart
     # Parameters for the whole latent: the second dimension is standard normal there, and held nothing.

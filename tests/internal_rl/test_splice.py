@@ -10,24 +10,33 @@ from internal_rl.config import Config
 from internal_rl.stages.discover import splice, steer
 from internal_rl.trajectories import Batch
 
-ROWS, LENGTH = 64, 7
+ROWS, LENGTH = 512, 7
+
+
+def rows() -> tuple[jax.Array, jax.Array]:
+    """Observations that name their row and step, and a mask of rows of 1 to 7 steps."""
+    lengths = np.random.default_rng(0).integers(1, LENGTH + 1, size=ROWS)
+    return jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH, 1), jnp.arange(LENGTH) < jnp.asarray(lengths)[:, None]
 
 
 def test_a_prefix_comes_from_the_row_before() -> None:
-    observation = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH, 1)
-    seen, own = map(np.asarray, splice(observation, jax.random.key(0), 0.5))
+    observation, mask = rows()
+    seen, own = map(np.asarray, splice(observation, mask, jax.random.key(0), 0.5))
     starts = LENGTH - own.sum(1)
     assert (own == (np.arange(LENGTH) >= starts[:, None])).all()  # once its own, a row stays its own
     before = np.roll(np.asarray(observation), 1, axis=0)
     np.testing.assert_array_equal(seen, np.where(own[..., None], observation, before))
-    chosen = starts > 0
-    assert 0.3 < chosen.mean() < 0.7
-    assert set(starts[chosen]) == set(range(1, LENGTH))  # the last step is always the row's own
+    lengths = np.asarray(mask).sum(1)
+    assert (starts < lengths).all()  # a step of its own is left
+    assert (starts <= np.roll(lengths, 1)).all()  # no padding of the row before is shown
+    possible = lengths > 1
+    assert 0.4 < (starts > 0)[possible].mean() < 0.6
+    assert set(starts) == set(range(LENGTH))
 
 
 def test_no_share_changes_nothing() -> None:
-    observation = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH, 1)
-    seen, own = splice(observation, jax.random.key(0), 0.0)
+    observation, mask = rows()
+    seen, own = splice(observation, mask, jax.random.key(0), 0.0)
     np.testing.assert_array_equal(seen, observation)
     assert own.all()
 
