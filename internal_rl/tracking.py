@@ -4,6 +4,7 @@
 mirror of it: whatever fails there costs a warning, never a training.
 """
 
+import fcntl
 import json
 import logging
 import math
@@ -12,7 +13,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -83,8 +85,8 @@ class Tracker:
         axis = _axis(stage, metrics)
         values = {name: _plain(value) for name, value in metrics.items()}
         line = {"stage": stage, axis: int(x), "time": round(time.time(), 3), **self._context, **values}
-        # One write to a file opened with O_APPEND: lines of parallel processes never interleave.
-        os.write(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
+        with _locked(self._file):
+            os.write(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
         point = {axis: int(x)} | {name: float(value) for name, value in metrics.items()}
         self._send(lambda run: run.log({f"{stage}/{key}": value for key, value in point.items()}))
 
@@ -222,10 +224,23 @@ def _plain(value: float) -> float | str:
 def _open_lines(path: Path) -> int:
     """Open for appending; end a line that a killed process has cut off, so that it spoils no other."""
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    size = os.fstat(file).st_size
-    if size and os.pread(file, 1, size - 1) != b"\n":
-        os.write(file, b"\n")
+    with _locked(file):
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            os.write(file, b"\n")
     return file
+
+
+@contextmanager
+def _locked(file: int) -> Iterator[None]:
+    """Keeps other processes from the file: not every file system appends whole lines by itself."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _start_wandb(run_dir: Path, mode: str, options: dict[str, Any]) -> "Run | None":
