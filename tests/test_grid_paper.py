@@ -38,6 +38,6 @@ def test_every_stage_runs_at_full_width(tmp_path, steps, batch):
     assert summary["base"]["oracle_nll"] < summary["base"]["bayes_nll"] < summary["base"]["nll"]
     assert summary["internal_rl"]["episodes"] == steps * config.reinforce.batch_size
     assert len(summary["internal_rl"]["success"]) == len(summary["raw_rl"]["success"]) == 1
-    unseen = summary["discovery"]["unseen_transitions"]  # a transition that untrained controllers never reach is left out
+    unseen = summary["discovery"]["unseen_transitions"]  # without those that untrained controllers never reach
     assert set(unseen) == {"base", "prior", "same_code", "start"}
     assert all(set(rates) <= {"1>2", "3>4", "5>6", "7>0"} for rates in unseen.values())
