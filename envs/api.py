@@ -117,7 +117,8 @@ def register(name: str, build: Callable[..., Environment]) -> None:
 
 def make(name: str, **settings: Any) -> Environment:
     """Build the environment registered as `name`; raises KeyError naming the known ones."""
-    import envs.gridworld  # noqa: F401  (registers itself)
+    import envs.ant.world
+    import envs.gridworld  # noqa: F401  (they register themselves)
 
     if name not in _REGISTRY:
         raise KeyError(f"unknown environment {name!r}; known: {sorted(_REGISTRY)}")

@@ -20,6 +20,15 @@ TABLE_A1 = (
 )
 # The post-training task of gridworld-pinpad: each of its pair transitions is absent from Table A1.
 POST_TRAINING_A1 = "0-1-2-3-4-5-6-7-0-1-2-3"
+# Table A2, the pretraining tasks of ant-pinpad; 0>1, 1>2, 2>3 and 3>0 are absent from it.
+TABLE_A2 = "0-3-2,1-0-3,2-1-0,3-2-1,0-2-0,0-2-1,0-3-1,1-0-2,1-3-1,1-3-2,2-0-2,2-0-3,2-1-3,3-1-0,3-1-3,3-2-0"
+POST_TRAINING_A2 = "0-1-2-3"
+NAMED = {
+    "table_a1": TABLE_A1,
+    "post_training_a1": POST_TRAINING_A1,
+    "table_a2": TABLE_A2,
+    "post_training_a2": POST_TRAINING_A2,
+}
 
 
 @dataclass(frozen=True)
@@ -89,18 +98,16 @@ def ring(num_colours: int, length: int) -> TaskSet:
 
 
 def parse(spec: str, num_colours: int) -> TaskSet:
-    """Read a task set: "table_a1", "post_training_a1", "ring:LENGTH", or sequences "0-1-2,2-1-0".
+    """Read a task set: a name of NAMED, "ring:LENGTH", or sequences "0-1-2,2-1-0".
 
     Raises ValueError naming the config key for a malformed one, a colour that does not exist or a colour
     that follows itself (a visited cell must be left first, so the expert would have no shortest path).
     """
-    text = {"table_a1": TABLE_A1, "post_training_a1": POST_TRAINING_A1}.get(spec, spec)
+    text = NAMED.get(spec, spec)
     if grammar := re.fullmatch(r"ring:([1-9]\d*)", text):
         return ring(num_colours, int(grammar[1]))
     if not re.fullmatch(r"\d+(-\d+)*(,\d+(-\d+)*)*", text):
-        raise ValueError(
-            f"env.tasks={spec!r} is not a task set; use table_a1, post_training_a1, ring:LENGTH or 0-1-2,2-1-0"
-        )
+        raise ValueError(f"env.tasks={spec!r} is not a task set; use {', '.join(NAMED)}, ring:LENGTH or 0-1-2,2-1-0")
     sequences = [[int(colour) for colour in task.split("-")] for task in text.split(",")]
     for sequence in sequences:
         if max(sequence) >= num_colours:

@@ -93,7 +93,7 @@ def test_ring_emits_exactly_the_tasks_of_the_rule(num_colours, length):
     assert all(np.isclose(found[task], expected[task]) for task in found)
 
 
-@pytest.mark.parametrize("spec", ["", "table_a2", "0-1,", "0--1", "ring:", "ring:0", "ring4", "-1", "a-b", "0-1;2"])
+@pytest.mark.parametrize("spec", ["", "table_a3", "0-1,", "0--1", "ring:", "ring:0", "ring4", "-1", "a-b", "0-1;2"])
 def test_an_unknown_set_is_refused(spec):
     with pytest.raises(ValueError, match=r"env\.tasks=.*not a task set"):
         parse(spec, 8)

@@ -1,0 +1,16 @@
+"""The ant's MuJoCo model: one file for both backends."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+NUM_POSITIONS, NUM_VELOCITIES, NUM_TORQUES = 15, 14, 8
+
+
+@cache
+def load() -> Any:
+    """The compiled `mujoco.MjModel`."""
+    import mujoco  # lazily: grid runs do without it
+
+    path = Path(__file__).with_name("model.xml")
+    return mujoco.MjModel.from_xml_path(str(path))  # pyright: ignore[reportAttributeAccessIssue]
