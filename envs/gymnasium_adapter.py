@@ -1,7 +1,8 @@
 """Our environments as Gymnasium environments, and pictures of the grid world.
 
-Importing this module registers `internal_rl/GridWorldPinpad-v0` (the paper's settings, App. A) and
-`internal_rl/GridWorldPinpadPostTraining-v0` (the same with the longer post-training task).
+Importing this module registers `internal_rl/GridWorldPinpad-v0` and `internal_rl/AntPinpad-v0` (the paper's settings,
+App. A), and `internal_rl/GridWorldPinpadPostTraining-v0` and `internal_rl/AntPinpadPostTraining-v0` (the same with the
+longer post-training task).
 """
 
 from functools import lru_cache
@@ -13,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs import api
+from envs.ant.world import AntWorld
 from envs.gridworld import GridWorld
 
 SWITCH_BORDER = (255, 255, 0)
@@ -26,6 +28,7 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
     [-1, 1]. The info of each step holds `success`, `entered` (colour entered, -1: none) and `target` (what a
     next-observation loss predicts). An episode that ends at the horizon without success or mistake is
     truncated, any other end is a termination. A step after the end is undefined, as usual in Gymnasium.
+    A world with native physics (`make_host`) is stepped with it.
 
     Raises ValueError for a render mode or an action that does not exist.
     """
@@ -38,7 +41,7 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
         if isinstance(env, str):
             self.env, self._reset, self._step = _named_programs(env, tuple(sorted(settings.items())))
         else:
-            self.env, self._reset, self._step = env, jax.jit(env.reset), jax.jit(env.step)
+            self.env, (self._reset, self._step) = env, _programs(env)
         self.render_mode = render_mode
         self.observation_space = _observation_space(self.env.observation_spec)
         self.action_space = _action_space(self.env.action_spec)
@@ -63,12 +66,17 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
         return observation, float(timestep.reward), terminated, truncated, info
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The current step as uint8 [H, W, 3], None without a render mode. Only for the grid world."""
+        """The current step as uint8 [H, W, 3], None without a render mode."""
         if self.render_mode is None:
             return None
-        if not isinstance(self.env, GridWorld):
+        if not isinstance(self.env, GridWorld | AntWorld):
             raise NotImplementedError(f"no picture of {type(self.env).__name__}")
         progress = self._state.pinpad
+        if isinstance(self.env, AntWorld):
+            from envs.ant.picture import frame as ant_frame  # lazily: MuJoCo
+
+            picture = ant_frame(self.env, self._state)
+            return np.concatenate([picture, _task_strip(progress.task, int(progress.index), 48, picture.shape[1])])
         objects, agent = self._state.objects, self._state.agent
         return frame(self.env, objects, agent, progress.task, int(progress.index))
 
@@ -101,7 +109,20 @@ def _action_space(spec: api.Discrete | api.Dense) -> spaces.Discrete | spaces.Bo
 def _named_programs(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[api.Environment, Any, Any]:
     """Shared by all copies with these settings, so that a vector of them compiles once."""
     env = api.make(name, **dict(settings))
-    return env, jax.jit(env.reset), jax.jit(env.step)
+    return env, *_programs(env)
+
+
+def _programs(env: Any) -> tuple[Any, Any]:
+    """`reset` and `step` of one episode, compiled; with native physics where the world has it."""
+    if not hasattr(env, "make_host"):
+        return jax.jit(env.reset), jax.jit(env.step)
+    host = env.make_host(1)
+    single = lambda batched: jax.tree.map(lambda x: x[0], batched)
+    batch = lambda state: jax.tree.map(lambda x: x[None], state)
+    return (
+        lambda key: single(host.reset(key[None])),
+        lambda state, action: single(host.step(batch(state), np.asarray(action)[None])),
+    )
 
 
 def frame(
@@ -128,16 +149,16 @@ def frame(
     top, left = (row + 1) * tile_size, (column + 1) * tile_size
     minigrid_pinpad.draw_agent(picture[top : top + tile_size, left : left + tile_size])
     if task is not None:
-        colours = [int(colour) for colour in np.asarray(task) if colour >= 0]
-        picture = np.concatenate([picture, _task_strip(colours, index, tile_size, picture.shape[1])])
+        picture = np.concatenate([picture, _task_strip(task, index, tile_size, picture.shape[1])])
     if highlight:
         _border(picture, max(2, tile_size // 6), SWITCH_BORDER)
     return picture
 
 
-def _task_strip(colours: list[int], index: int, tile_size: int, width: int) -> np.ndarray:
+def _task_strip(task: Any, index: int, tile_size: int, width: int) -> np.ndarray:
     from envs import minigrid_pinpad
 
+    colours = [int(colour) for colour in np.asarray(task) if colour >= 0]
     strip = np.zeros((tile_size, width, 3), np.uint8)
     side = min(tile_size, width // len(colours))
     for position, colour in enumerate(colours):
@@ -155,9 +176,14 @@ def _border(picture: np.ndarray, thickness: int, colour: tuple[int, int, int]) -
         picture[edge] = colour
 
 
-for _name, _tasks in (("GridWorldPinpad", "table_a1"), ("GridWorldPinpadPostTraining", "post_training_a1")):
+for _name, _world, _tasks in (
+    ("GridWorldPinpad", "gridworld", "table_a1"),
+    ("GridWorldPinpadPostTraining", "gridworld", "post_training_a1"),
+    ("AntPinpad", "ant", "table_a2"),
+    ("AntPinpadPostTraining", "ant", "post_training_a2"),
+):
     gymnasium.register(
         id=f"internal_rl/{_name}-v0",
         entry_point="envs.gymnasium_adapter:GymnasiumEnv",
-        kwargs={"env": "gridworld", "tasks": _tasks},
+        kwargs={"env": _world, "tasks": _tasks},
     )

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from internal_rl.config import Config, compose
@@ -32,8 +33,25 @@ def run_paper_preset(directory, steps: int, batch: int | None) -> tuple[Config, 
     return config, json.loads((directory / "summary.json").read_text())
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(2, 2), pytest.param(20, None, marks=pytest.mark.slow)])
-def test_every_stage_runs_at_full_width(tmp_path, steps, batch):
+@pytest.fixture
+def quick_compilation(monkeypatch):
+    """Two steps of a stage compile far longer than they run, here and in the workers of RL."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_every_stage_runs_at_full_width(tmp_path, quick_compilation):
+    check_every_stage(tmp_path, steps=2, batch=2)
+
+
+@pytest.mark.slow
+def test_every_stage_runs_at_full_size(tmp_path):
+    check_every_stage(tmp_path, steps=20, batch=None)
+
+
+def check_every_stage(tmp_path, steps, batch):
     config, summary = run_paper_preset(tmp_path / "run", steps, batch)
     assert summary["base"]["oracle_nll"] < summary["base"]["bayes_nll"] < summary["base"]["nll"]
     assert summary["internal_rl"]["episodes"] == steps * config.reinforce.batch_size

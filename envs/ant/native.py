@@ -1,9 +1,16 @@
 """Physics of the ant in native MuJoCo, on all cores: for CPU, driven from the host."""
 
+from typing import TYPE_CHECKING
+
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from envs.ant import model
+from envs.api import TimeStep
+
+if TYPE_CHECKING:
+    from envs.ant.world import AntState, AntWorld
 
 
 class NativePhysics:
@@ -18,7 +25,8 @@ class NativePhysics:
 
         self.batch, self.frame_skip = batch.Batch(model.load(), num_ants, threads), frame_skip
         kinds = mujoco.mjtWarning  # pyright: ignore[reportAttributeAccessIssue]
-        self.fatal = [int(kind) for kind in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)]
+        fatal = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC, kinds.mjWARN_BADCTRL)
+        self.fatal = [int(kind) for kind in fatal]
 
     def advance(
         self,
@@ -40,3 +48,23 @@ class NativePhysics:
         for array in after:
             array[broken] = np.nan
         return after
+
+
+class NativeAnts:
+    """A batch of episodes of an `AntWorld` with native physics, for host loops.
+
+    `reset` and `step` are those of the world under `vmap`, but for the physics.
+    """
+
+    def __init__(self, world: "AntWorld", num_episodes: int, threads: int = 0):
+        self.world, self.physics = world, NativePhysics(num_episodes, world.frame_skip, threads)
+        self._reset, self._after = jax.jit(jax.vmap(world.reset)), jax.jit(jax.vmap(world.after))
+
+    def reset(self, keys: Array) -> tuple["AntState", TimeStep]:
+        """Start a batch of episodes, one a key."""
+        return self._reset(keys)
+
+    def step(self, state: "AntState", action: Float[np.ndarray, "N 8"]) -> tuple["AntState", TimeStep]:
+        """One control step; finished episodes are not simulated. Torques are clipped to [-1, 1]."""
+        qpos, qvel, done = np.asarray(state.qpos), np.asarray(state.qvel), np.asarray(state.done)
+        return self._after(state, *self.physics.advance(qpos, qvel, np.clip(action, -1, 1), ~done))

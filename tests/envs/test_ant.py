@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
+import envs.gymnasium_adapter  # noqa: F401  (registers the worlds)
 from envs.ant import model
 from envs.ant.native import NativePhysics
+from envs.ant.picture import frame
 from envs.ant.world import ENDINGS, AntWorld
 from envs.api import make
+from envs.minigrid_pinpad import PALETTE
 from envs.tasks import parse
 
 # . . 0    cells 0 1 2, 2 m wide: the centre of cell 4 is (0, 0), that of cell 0 is (-2, 2)
@@ -234,3 +239,65 @@ def test_ants_that_are_not_live_stay_and_broken_ones_are_told():
     assert np.isnan(after[2]).all()
     after, _ = physics.advance(qpos, np.zeros_like(qvel), torques)
     assert np.isfinite(after).all()
+
+
+def test_hosted_episodes_are_the_worlds(world):
+    """The host loop with native physics: the same states as `after` gives, and finished episodes are not simulated."""
+    host = world.make_host(3, threads=1)
+    state, first = host.reset(jax.random.split(jax.random.key(4), 3))
+    jax.tree.map(np.testing.assert_array_equal, first, jax.vmap(world.reset)(jax.random.split(jax.random.key(4), 3))[1])
+    torques = np.random.default_rng(0).uniform(-3, 3, (8, 3, 8)).astype(np.float32)
+    for t in range(8):
+        before = state
+        state, timestep = host.step(state, torques[t])
+        physics = NativePhysics(3, world.frame_skip, threads=1)
+        after = physics.advance(np.asarray(before.qpos), np.asarray(before.qvel), np.clip(torques[t], -1, 1))
+        expected, _ = jax.jit(jax.vmap(world.after))(before, *after)
+        jax.tree.map(np.testing.assert_array_equal, state, expected)
+    assert timestep.done.all()  # horizon 6
+    assert (np.asarray(state.t) <= 6).all()
+
+
+# --- Gymnasium -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", ["internal_rl/AntPinpad-v0", "internal_rl/AntPinpadPostTraining-v0"])
+def test_gymnasium_accepts_the_ant(env_id):
+    env = gymnasium.make(env_id, render_mode="rgb_array").unwrapped
+    assert env.observation_space.shape == (27 + 2 + 2 * 5 + 2,)
+    assert env.action_space == gymnasium.spaces.Box(-1, 1, (8,), np.float32)
+    assert env.env.horizon == 500
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*value is -?infinity")
+        check_env(env)
+
+
+def test_a_vector_of_ants():
+    envs = gymnasium.make_vec("internal_rl/AntPinpad-v0", num_envs=2, vectorization_mode="sync", horizon=2)
+    observation, _ = envs.reset(seed=0)
+    assert len(np.unique(observation, axis=0)) == 2
+    for _ in range(2):
+        _, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+    assert (truncated | terminated).all()
+    assert reward.shape == info["entered"].shape == (2,)
+
+
+def test_a_picture_shows_colours_walls_and_the_ant(world):
+    state, _ = world.start(LAYOUT, position(-2.0, 0.0), jnp.zeros(14), jnp.array([0, 1]), 2)  # in cell 3
+    picture = frame(world, state, pixels=90)
+    assert (picture.shape, picture.dtype) == ((90, 90, 3), np.uint8)
+    middle = lambda cell: tuple(picture[30 * (cell // 3) + 15, 30 * (cell % 3) + 22].tolist())
+    assert (middle(2), middle(6), middle(4)) == (PALETTE[0], PALETTE[1], (120, 120, 120))
+    assert middle(1) == middle(8) == (38, 38, 42)
+    assert tuple(picture[45, 15].tolist()) == (226, 205, 170)  # the torso
+    assert tuple(picture[45 - 5, 15 + 5].tolist()) == (226, 205, 170)  # leg 1 goes to +x, +y: right and up
+
+
+def test_rendering_adds_the_task():
+    env = gymnasium.make("internal_rl/AntPinpadPostTraining-v0", render_mode="rgb_array")
+    env.reset(seed=1)
+    picture = env.render()
+    assert isinstance(picture, np.ndarray)
+    assert picture.shape == (480 + 48, 480, 3)
+    assert tuple(picture[480 + 24, 48 + 6]) == PALETTE[1]
