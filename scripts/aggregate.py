@@ -26,6 +26,11 @@ def _unseen(summary: dict) -> str:
     return f"{np.exp(np.log(np.maximum(start, 1e-4)).mean()):.3f}" if start else ""
 
 
+def _number(value: float, digits: int) -> str:
+    """Empty where nothing was trained."""
+    return "" if np.isnan(value) else f"{value:.{digits}f}"
+
+
 def row(name: str, summary: dict) -> tuple[str, bool]:
     """One line of the table, and whether internal RL solved the task."""
     base, discovery = summary["base"], summary["discovery"]
@@ -39,9 +44,9 @@ def row(name: str, summary: dict) -> tuple[str, bool]:
         f"{discovery['switch_f1']:.3f}",
         f"{discovery['mid_share']:.3f}",
         _unseen(summary),
-        f"{medians['internal_rl']:.3f}",
+        _number(medians["internal_rl"], 3),
         ", ".join(f"{value:.2f}" for value in results["internal_rl"]),
-        f"{medians['raw_rl']:.4f}",
+        _number(medians["raw_rl"], 4),
     )
     return f"| {' | '.join(cells)} |", medians["internal_rl"] >= SOLVED
 
