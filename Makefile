@@ -39,7 +39,7 @@ reproduce-grid: setup  ## one map and random layouts on seeds never used before,
 	$(call runs,one_map,200 201 202,one_map)
 	$(PY) scripts/aggregate.py "$(RUNS)/one_map" --page docs/results/one_map --title "One map"
 	$(call runs,random,300,random)
-	$(call runs,random_walls,312,random)
+	$(call runs,random_walls,313,random)
 	$(PY) scripts/aggregate.py "$(RUNS)/random" --page docs/results/random --title "Random layouts"
 
 held-out: setup  ## the quickstart on five maps never used before, and their table; call again to resume
