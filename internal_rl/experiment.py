@@ -20,18 +20,23 @@ from internal_rl.tracking import Tracker
 def make_env(config: Config, tasks: str | None = None) -> Environment:
     """The environment of a run; `tasks` replaces the pretraining tasks. Raises ValueError naming the key."""
     env = config.env
-    return api.make(
-        env.name,
-        size=env.size,
-        num_colours=env.num_colours,
-        num_walls=env.num_walls,
-        horizon=env.horizon,
-        tasks=tasks or env.tasks,
-        observation=env.observation,
-        num_maps=env.num_maps,
-        map_seed=config.seed if env.map_seed is None else env.map_seed,
-        first_map=env.first_map,
-    )
+    settings = {
+        "size": env.size,
+        "num_colours": env.num_colours,
+        "num_walls": env.num_walls,
+        "horizon": env.horizon,
+        "tasks": tasks or env.tasks,
+        "observation": env.observation,
+        "num_maps": env.num_maps,
+        "map_seed": config.seed if env.map_seed is None else env.map_seed,
+        "first_map": env.first_map,
+    }
+    try:
+        return api.make(env.name, **settings)
+    except KeyError as error:
+        raise ConfigError(f"env.name={env.name!r}: {error.args[0]}") from error
+    except TypeError as error:
+        raise ConfigError(f"env.name={env.name!r} does not take the settings of the group env: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,13 @@ def test_load_run_replaces_settings_of_the_environment(run_dir):
         load_run(run_dir / "data")
 
 
+def test_an_environment_that_cannot_be_built_is_named(run_dir):
+    with pytest.raises(ConfigError, match=r"env\.name='maze': unknown environment 'maze'"):
+        load_run(run_dir, name="maze").env  # noqa: B018
+    with pytest.raises(ConfigError, match=r"env\.name='ant' does not take .*'observation'"):
+        load_run(run_dir, name="ant").env  # noqa: B018
+
+
 def test_dataset_of_the_run_verifies(run_dir):
     data = load(run_dir / "data" / "valid", labels=True)
     assert len(data.length) == 64
