@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 RUNS := $(or $(INTERNAL_RL_RUNS),runs)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart reproduce-grid held-out grid-paper smoke test test-slow lint types lock clean
+.PHONY: help setup quickstart reproduce-grid held-out ant ant-expert grid-paper smoke test test-slow lint types lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,12 @@ reproduce-grid: setup  ## one map and random layouts on seeds never used before,
 held-out: setup  ## the quickstart on five maps never used before, and their table; call again to resume
 	$(call runs,quickstart,100 101 102 103 104,held_out)
 	$(PY) scripts/aggregate.py "$(RUNS)/held_out"
+
+ant: setup  ## the whole pipeline on the ant (three hours of two cores); call again to resume
+	$(PY) scripts/pipeline.py experiment=ant_small $(ARGS)
+
+ant-expert: setup  ## train the ant's expert anew, which comes trained (forty minutes of two cores); resumes
+	$(PY) scripts/expert.py $(ARGS)
 
 grid-paper: setup  ## nine minutes of the paper's full-size run (for a GPU); call again to go on
 	$(PY) scripts/pipeline.py experiment=grid_paper time_limit=540 $(ARGS)

@@ -1,5 +1,6 @@
 """The protocol every environment follows, and the specs that tell a model what goes in and out."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -57,7 +58,8 @@ class TimeStep:
 
 
 class Environment(Protocol):
-    """A pure environment: `reset` and `step` are functions of one episode; callers `vmap` them.
+    """A pure environment: `reset` and `step` are functions of one episode; callers `vmap` them. Its states have the
+    fields `pinpad` and `objects`.
 
     A step after the end changes nothing, gives no reward and stays done.
     """
@@ -77,19 +79,38 @@ class Environment(Protocol):
     @property
     def tasks(self) -> TaskSet: ...
 
+    @property
+    def on_host(self) -> bool:
+        """Whether episodes are stepped by `make_host`, from a Python loop, instead of by a compiled `step`."""
+        ...
+
     def reset(self, key: jax.Array) -> tuple[Any, TimeStep]: ...
 
     def step(self, state: Any, action: jax.Array) -> tuple[Any, TimeStep]: ...
 
-    def make_expert(self, noise: float, kind: NoiseKind) -> "Expert": ...
+    def make_expert(self, noise: float, kind: NoiseKind, mean_actions: bool = False) -> "Expert": ...
+
+    def ending(self, state: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of the last state of an episode: whether the episode may be learned from, and numbers to log of it."""
+        ...
+
+    def make_host(self, num_episodes: int) -> "HostEpisodes":
+        """Needed only where `on_host`."""
+        ...
+
+
+class HostEpisodes(Protocol):
+    """A batch of episodes stepped from the host: `jax.vmap(env.step)`, but for what computes it."""
+
+    def step(self, state: Any, action: Any) -> tuple[Any, TimeStep]: ...
 
 
 class Expert(Protocol):
     """An expert of an environment that knows the hidden task of each episode.
 
-    `plan` is computed once an episode, `act` gives (executed action, recorded label). `yardsticks` scores the
-    labels of an episode as the best possible predictors would: log-probabilities [T] by name, from its first
-    state, the targets of its T + 1 steps, and the labels and subgoals of T.
+    `plan` is computed once an episode, `act` gives (executed action, recorded label), `log_prob` scores a label as a
+    predictor that knows the subgoal would. `yardsticks` scores the labels [T] of an episode as further exact predictors
+    would, from its first state and the targets of its T + 1 steps: log-probabilities [T] by name, maybe none.
     """
 
     @property
@@ -98,13 +119,18 @@ class Expert(Protocol):
     @property
     def kind(self) -> NoiseKind: ...
 
+    @property
+    def perfect(self) -> bool:
+        """Whether it completes every task, given the time."""
+        ...
+
     def plan(self, state: Any) -> Any: ...
 
     def act(self, key: jax.Array, plan: Any, state: Any) -> tuple[jax.Array, jax.Array]: ...
 
-    def yardsticks(
-        self, plan: Any, start: Any, targets: jax.Array, labels: jax.Array, subgoals: jax.Array
-    ) -> dict[str, jax.Array]: ...
+    def log_prob(self, plan: Any, state: Any, label: jax.Array) -> jax.Array: ...
+
+    def yardsticks(self, plan: Any, start: Any, targets: jax.Array, labels: jax.Array) -> dict[str, jax.Array]: ...
 
 
 _REGISTRY: dict[str, Callable[..., Environment]] = {}
@@ -117,9 +143,18 @@ def register(name: str, build: Callable[..., Environment]) -> None:
 
 def make(name: str, **settings: Any) -> Environment:
     """Build the environment registered as `name`; raises KeyError naming the known ones."""
+    return _builder(name)(**settings)
+
+
+def settings(name: str) -> set[str]:
+    """Names of the settings that the environment registered as `name` takes; raises KeyError as `make` does."""
+    return set(inspect.signature(_builder(name)).parameters)
+
+
+def _builder(name: str) -> Callable[..., Environment]:
     import envs.ant.world
     import envs.gridworld  # noqa: F401  (they register themselves)
 
     if name not in _REGISTRY:
         raise KeyError(f"unknown environment {name!r}; known: {sorted(_REGISTRY)}")
-    return _REGISTRY[name](**settings)
+    return _REGISTRY[name]

@@ -163,11 +163,23 @@ class GridWorld:
             return offsets
         return jnp.append(offsets, self.num_objects * side**2 + agent)
 
-    def make_expert(self, noise: float, kind: api.NoiseKind) -> api.Expert:
-        """The shortest-path expert."""
+    on_host = False
+
+    def make_expert(self, noise: float, kind: api.NoiseKind, mean_actions: bool = False) -> api.Expert:
+        """The shortest-path expert; raises ValueError for `mean_actions`, which discrete ones do not have."""
         from envs.gridworld_expert import GridExpert  # it imports this module
 
+        if mean_actions:
+            raise ValueError("discover.mean_actions needs an environment of continuous actions")
         return GridExpert(self, noise, kind)
+
+    def ending(self, state: GridState) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Every episode may be learned from; nothing more to log."""
+        return jnp.bool_(True), {}
+
+    def make_host(self, num_episodes: int) -> api.HostEpisodes:
+        """Not needed: `step` is compiled."""
+        raise NotImplementedError("the grid world is stepped by its compiled step")
 
     # --- geometry ----------------------------------------------------------------------------------------
 

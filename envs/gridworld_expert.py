@@ -1,7 +1,7 @@
 """The exact shortest-path expert of the grid world, and the two exact yardsticks of its behaviour.
 
 The expert knows the hidden task; dynamic programming gives every optimal action and it plays one of them
-uniformly. `bayes_log_prob` and `oracle_log_prob` score its labels as the best possible predictors would: one
+uniformly. `bayes_log_prob` and `log_prob` score its labels as the best possible predictors would: one
 that knows the task set but not the task, one that is told the current subgoal.
 """
 
@@ -27,6 +27,17 @@ class GridPlan:
     labels: jax.Array
 
 
+def optimal_moves(env: GridWorld, objects: jax.Array, next_cells: jax.Array, distances: jax.Array) -> jax.Array:
+    """Moves on a shortest path from each cell to each colour, bool [O, G * G, 4].
+
+    objects [O + W]; next_cells int32 [G * G, 4] and distances int32 [O, G * G], as the world gives them.
+    """
+    after = distances[:, next_cells]  # [O, C, 4]
+    enters = next_cells[..., None] == objects[: env.num_colours]  # [C, 4, O]
+    enters_other = enters.any(-1) & ~jnp.moveaxis(enters, -1, 0)  # [O, C, 4]
+    return ~enters_other & (after == distances[..., None] - 1) & (after < UNREACHABLE)
+
+
 class GridExpert:
     """Uniform over optimal actions, with noise of probability `noise` a step.
 
@@ -35,6 +46,8 @@ class GridExpert:
     executed action; with "injection" (DART) the label stays what the expert would have done. Where there is
     no such action there is no noise.
     """
+
+    perfect = True
 
     def __init__(self, env: GridWorld, noise: float = 0.0, kind: NoiseKind = "none"):
         if not 0 <= noise < 1:
@@ -48,12 +61,9 @@ class GridExpert:
         env = self.env
         next_cells = env.next_cells(state.objects)
         distances = env.map_distances[state.map_index] if env.num_maps else env.distances(state.objects)
-        after = distances[:, next_cells]  # [O, C, 4]
-        colours = state.objects[: env.num_colours]
-        enters = next_cells[..., None] == colours  # [C, 4, O]
+        optimal = optimal_moves(env, state.objects, next_cells, distances)
+        enters = next_cells[..., None] == state.objects[: env.num_colours]  # [C, 4, O]
         moves = next_cells != jnp.arange(env.num_cells)[:, None]
-        enters_other = enters.any(-1) & ~jnp.moveaxis(enters, -1, 0)  # [O, C, 4]
-        optimal = ~enters_other & (after == distances[..., None] - 1) & (after < UNREACHABLE)
         expert = optimal / jnp.maximum(optimal.sum(-1, keepdims=True), 1)
         harmless = (distances < UNREACHABLE).all(0)[next_cells]  # no noise into a pocket behind a colour
         safe = harmless & ~(enters.any(-1) & moves)
@@ -76,18 +86,15 @@ class GridExpert:
             return executed, label
         return executed, executed
 
-    def yardsticks(
-        self, plan: GridPlan, start: GridState, targets: jax.Array, labels: jax.Array, subgoals: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Both yardsticks of one episode. targets: the cells of its T + 1 steps; labels, subgoals: [T]."""
-        return {
-            "oracle_log_prob": self.oracle_log_prob(plan, targets[:-1], labels, subgoals),
-            "bayes_log_prob": self.bayes_log_prob(plan, start.objects, targets, labels),
-        }
+    def log_prob(self, plan: GridPlan, state: GridState, label: jax.Array) -> jax.Array:
+        """Log-probability of a label given the current subgoal."""
+        return jnp.log(plan.labels[state.pinpad.subgoal, state.agent, label])
 
-    def oracle_log_prob(self, plan: GridPlan, cells: jax.Array, labels: jax.Array, subgoals: jax.Array) -> jax.Array:
-        """Log-probability of each label given the current subgoal. cells, labels, subgoals: [T] -> [T]."""
-        return jnp.log(plan.labels[subgoals, cells, labels])
+    def yardsticks(
+        self, plan: GridPlan, start: GridState, targets: jax.Array, labels: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The Bayes filter's. targets: the cells of the episode's T + 1 steps; labels: [T]."""
+        return {"bayes_log_prob": self.bayes_log_prob(plan, start.objects, targets, labels)}
 
     def bayes_log_prob(self, plan: GridPlan, objects: jax.Array, cells: jax.Array, labels: jax.Array) -> jax.Array:
         """Log-probability of each label under the exact posterior over tasks given o_{1:t}.

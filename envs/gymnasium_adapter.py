@@ -28,7 +28,7 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
     [-1, 1]. The info of each step holds `success`, `entered` (colour entered, -1: none) and `target` (what a
     next-observation loss predicts). An episode that ends at the horizon without success or mistake is
     truncated, any other end is a termination. A step after the end is undefined, as usual in Gymnasium.
-    A world with native physics (`make_host`) is stepped with it.
+    A world whose physics runs on the host is stepped there.
 
     Raises ValueError for a render mode or an action that does not exist.
     """
@@ -75,8 +75,8 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
         if isinstance(self.env, AntWorld):
             from envs.ant.picture import frame as ant_frame  # lazily: MuJoCo
 
-            picture = ant_frame(self.env, self._state)
-            return np.concatenate([picture, _task_strip(progress.task, int(progress.index), 48, picture.shape[1])])
+            picture = ant_frame(self.env, self._state.qpos, self._state.objects)
+            return np.concatenate([picture, task_strip(progress.task, int(progress.index), 48, picture.shape[1])])
         objects, agent = self._state.objects, self._state.agent
         return frame(self.env, objects, agent, progress.task, int(progress.index))
 
@@ -114,7 +114,7 @@ def _named_programs(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[a
 
 def _programs(env: Any) -> tuple[Any, Any]:
     """`reset` and `step` of one episode, compiled; with native physics where the world has it."""
-    if not hasattr(env, "make_host"):
+    if not env.on_host:
         return jax.jit(env.reset), jax.jit(env.step)
     host = env.make_host(1)
     single = lambda batched: jax.tree.map(lambda x: x[0], batched)
@@ -149,13 +149,19 @@ def frame(
     top, left = (row + 1) * tile_size, (column + 1) * tile_size
     minigrid_pinpad.draw_agent(picture[top : top + tile_size, left : left + tile_size])
     if task is not None:
-        picture = np.concatenate([picture, _task_strip(task, index, tile_size, picture.shape[1])])
+        picture = np.concatenate([picture, task_strip(task, index, tile_size, picture.shape[1])])
     if highlight:
-        _border(picture, max(2, tile_size // 6), SWITCH_BORDER)
+        mark_switch(picture, max(2, tile_size // 6))
     return picture
 
 
-def _task_strip(task: Any, index: int, tile_size: int, width: int) -> np.ndarray:
+def mark_switch(picture: np.ndarray, thickness: int) -> None:
+    """A yellow border, in place."""
+    _border(picture, thickness, SWITCH_BORDER)
+
+
+def task_strip(task: Any, index: int, tile_size: int, width: int) -> np.ndarray:
+    """The colours of a task as uint8 [tile_size, width, 3], as `frame` describes it."""
     from envs import minigrid_pinpad
 
     colours = [int(colour) for colour in np.asarray(task) if colour >= 0]

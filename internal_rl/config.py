@@ -34,17 +34,22 @@ class EnvConfig:
     num_maps: int = 0  # 0: a new random layout each episode; n: a pool of n maps
     map_seed: int | None = None  # which pool; null: the run's seed
     first_map: int = 0  # offset into the pool's sequence of maps, for disjoint pools
+    cell_size: float = 2.0  # m; of the ant's floor
+    frame_skip: int = 5  # physics steps of 10 ms in one control step of the ant
+    physics: str = "auto"  # of the ant: native (host), mjx (compiled), auto (native on a CPU, else mjx)
 
 
 @dataclass(frozen=True)
 class CollectConfig:
     episodes: int = 131_072  # of the behaviour dataset D
     valid_episodes: int = 4_096  # held out, with the two yardsticks
+    expert_episodes: int = 2_048  # to measure an imperfect expert's success, which results are normalised by
     max_steps: int | None = None  # episodes are cut here; null: env.horizon
-    noise: float = 0.0  # probability of a noisy step
+    noise: float = 0.0  # probability of a noisy step; the ant: deviation of the torques added
     noise_kind: str = "none"  # none, epsilon (label = executed action), injection (label = expert's action)
     on_the_fly: bool = False  # generate training episodes on the device instead of storing them
     shard_episodes: int = 32_768  # episodes a file
+    successful_only: bool = False  # keep only episodes in which the expert completed its task
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class DiscoverConfig:
     splice: float = 0.0  # share of episodes whose first steps the controlled base sees another episode instead (ours)
     cotrain: bool = False  # ablation: the base model is trained too
     noise: float | None = None  # noise of D*; null: D* is D
+    mean_actions: bool = False  # D* holds the expert's mean actions, not draws (continuous actions, noise 0)
+    tolerance: int = 1  # steps by which a switch may miss a change of subgoal and still count in F1
     valid_every: int = 500
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -170,9 +177,34 @@ class ReinforceConfig:
     max_decisions: int = 12  # switches of an episode that are learned from
     num_seeds: int = 3
     test_episodes: int = 2_048
-    vmap_seeds: bool = False  # all seeds in one program (GPU); else one process a core
+    vmap_seeds: bool = False  # all seeds in one program (GPU, compiled environments); else one process a core
     head_only: bool = False  # raw-action RL: train the action head only
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-3, weight_decay=0.0))
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """PPO with a GAE critic for the ant's expert, which comes trained with the repository."""
+
+    steps: int = 30_000_000  # control steps of all ants
+    num_ants: int = 256
+    unroll: int = 64  # control steps an update
+    width: int = 128  # of two hidden layers, actor and critic alike
+    initial_std: float = 0.5  # of the torques
+    reward_scale: float = 0.1  # on m/s
+    failure_penalty: float = 5.0  # of ending an episode by a fall, a wall or a wrong colour
+    control_cost: float = 0.01  # on the sum of the squared torques
+    noise: float = 0.2  # deviation of what is added to the torques that are executed, so that the gait becomes robust
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    epochs: int = 4
+    minibatches: int = 8
+    clip: float = 0.2
+    entropy: float = 3e-4
+    value_weight: float = 0.5
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(learning_rate=6e-4, weight_decay=0.0, final_fraction=0.05)
+    )
 
 
 @dataclass(frozen=True)
@@ -202,6 +234,7 @@ class Config:
     propose: ProposeConfig = field(default_factory=ProposeConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
@@ -217,7 +250,8 @@ CHOICES = {
 }
 POSITIVE = {
     "env": ("size", "num_colours", "horizon"),
-    "collect": ("episodes", "valid_episodes", "shard_episodes"),
+    "collect": ("episodes", "valid_episodes", "expert_episodes", "shard_episodes"),
+    "expert": ("steps", "num_ants", "unroll", "width", "epochs", "minibatches"),
     "model": ("depth", "width", "mlp_width", "num_heads"),
     "pretrain": ("steps", "batch_size", "valid_every"),
     "controllers": ("steps", "rank", "batch_size", "episodes", "trials"),
@@ -298,6 +332,17 @@ def validate(config: Config) -> Config:
     require(
         config.discover.noise is None or collect.noise_kind != "none" or config.discover.noise == 0,
         "discover.noise needs collect.noise_kind to say which kind of noise it is",
+    )
+    require(
+        not discover.mean_actions or discover.noise == 0,
+        f"discover.mean_actions needs discover.noise=0 (it is {discover.noise}): D* is then a dataset of its own",
+    )
+    require(discover.tolerance >= 0, f"discover.tolerance={discover.tolerance} must not be negative")
+    expert = config.expert
+    require(
+        expert.num_ants * expert.unroll % expert.minibatches == 0,
+        f"expert.minibatches={expert.minibatches} must divide expert.num_ants * expert.unroll = "
+        f"{expert.num_ants * expert.unroll}",
     )
     return config
 

@@ -12,7 +12,7 @@ from typing import Any
 from envs import api
 from envs.api import Environment
 from internal_rl import config as config_module
-from internal_rl.config import Config, ConfigError
+from internal_rl.config import Config, ConfigError, EnvConfig
 from internal_rl.reuse import take_over
 from internal_rl.tracking import Tracker
 
@@ -20,23 +20,20 @@ from internal_rl.tracking import Tracker
 def make_env(config: Config, tasks: str | None = None) -> Environment:
     """The environment of a run; `tasks` replaces the pretraining tasks. Raises ValueError naming the key."""
     env = config.env
-    settings = {
-        "size": env.size,
-        "num_colours": env.num_colours,
-        "num_walls": env.num_walls,
-        "horizon": env.horizon,
-        "tasks": tasks or env.tasks,
-        "observation": env.observation,
-        "num_maps": env.num_maps,
-        "map_seed": config.seed if env.map_seed is None else env.map_seed,
-        "first_map": env.first_map,
-    }
     try:
-        return api.make(env.name, **settings)
+        taken = api.settings(env.name)
     except KeyError as error:
         raise ConfigError(f"env.name={env.name!r}: {error.args[0]}") from error
+    values = {key: value for key, value in vars(env).items() if key not in ("name", "post_tasks")}
+    default = vars(EnvConfig())
+    for key, value in values.items():
+        if key not in taken and value != default[key]:
+            raise ConfigError(f"env.{key}={value!r}: env.name={env.name} has no such setting; leave it out")
+    values |= {"tasks": tasks or env.tasks, "map_seed": config.seed if env.map_seed is None else env.map_seed}
+    try:
+        return api.make(env.name, **{key: value for key, value in values.items() if key in taken})
     except TypeError as error:
-        raise ConfigError(f"env.name={env.name!r} does not take the settings of the group env: {error}") from error
+        raise ConfigError(f"env.name={env.name!r} does not fit the settings of the group env: {error}") from error
 
 
 @dataclass(frozen=True)

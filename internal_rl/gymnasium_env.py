@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from internal_rl.driver import Driver
 from internal_rl.experiment import load_run
 from internal_rl.internal_env import InternalEnv
 from internal_rl.rollout import split_keys
@@ -30,7 +31,9 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": []}
 
     def __init__(self, internal: InternalEnv):
-        self._reset, self._step = jax.jit(internal.reset), jax.jit(internal.step)
+        self._reset = jax.jit(internal.reset)
+        self._driver = Driver(internal.env, self._act, self._observe, internal.horizon)
+        self._internal = internal
         _, first = jax.eval_shape(internal.reset, jax.random.split(jax.random.key(0), 1))
         self.observation_space = spaces.Box(-np.inf, np.inf, first.input.residual_stream.shape[1:], np.float32)
         self.action_space = spaces.Box(-np.inf, np.inf, (internal.metacontroller.config.latent,), np.float32)
@@ -51,8 +54,7 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"action {action!r} is not in {self.action_space}")
         latent, reward, steps = jnp.asarray(action)[None], 0.0, 0
         while True:
-            _, act_keys = split_keys(jax.vmap(jax.random.fold_in, (0, None))(self._keys, self._t))
-            self._state, now = self._step(act_keys, self._state, latent, jnp.int32(self._t))
+            (self._state, now) = self._driver.step((latent, self._keys), (self._state, None), self._t)
             self._t, steps = self._t + 1, steps + 1
             now = jax.device_get(now)
             reward += float(now.timestep.reward[0])
@@ -62,6 +64,15 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         terminated = bool(now.timestep.done[0]) and not truncated
         e = now.input.residual_stream[0]
         return e, reward, terminated, truncated, {"success": bool(now.timestep.success[0]), "steps": steps}
+
+    def _act(self, parameters: Any, carry: Any, t: jax.Array):
+        latent, episode_keys = parameters
+        _, keys = split_keys(jax.vmap(jax.random.fold_in, (0, None))(episode_keys, t))
+        state, action = self._internal.act(keys, carry[0], latent, t)
+        return (state, None), self._internal.primitive(state), action
+
+    def _observe(self, parameters: Any, carry: Any, env_state: Any, timestep: Any, t: jax.Array):
+        return self._internal.observe(carry[0], env_state, timestep, parameters[0], t)
 
 
 def from_run(run_dir: str | Path, **env: Any) -> InternalGymnasiumEnv:

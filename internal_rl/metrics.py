@@ -1,5 +1,9 @@
 """The one list of metric names, their x-axes and meanings."""
 
+_ENDINGS = {  # of the ant
+    f"ending_{name}": f"share of the episodes that ended so: {name}"
+    for name in ("not_finite", "wall", "height", "wrong_colour", "success", "horizon")
+}
 _RL_METRICS = {
     "success": "share of the batch's episodes that end in success",
     "return_mean": "mean undiscounted return of an episode",
@@ -12,6 +16,17 @@ _RL_METRICS = {
     "grad_norm": "global gradient norm before clipping",
     "episodes_per_second": "episodes collected and learnt from, per second of wall time",
     "updated": "1 if the batch gave an update, 0 if all its returns were equal",
+    **_ENDINGS,
+}
+
+_EXPERT_METRICS = {
+    **{name: _RL_METRICS[name] for name in ("approx_kl", "clip_fraction", "entropy")},
+    "velocity": "mean velocity along the arrows, m/s",
+    "value_loss": "mean squared error of the critic, halved",
+    "std": "mean standard deviation of the torques",
+    "episode_length": "control steps per episode that ended",
+    "steps_per_second": "control steps played and learnt from, per second of wall time",
+    **_ENDINGS,
 }
 
 # The one list of what may be logged: "stage/metric" -> (x axis, meaning). A stage has one x axis.
@@ -59,6 +74,7 @@ METRICS: dict[str, tuple[str, str]] = {
             "steps_per_second": "gradient steps per second of wall time",
         }.items()
     },
+    **{f"expert/{name}": ("control_steps", meaning) for name, meaning in _EXPERT_METRICS.items()},
     **{f"internal_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
     **{f"raw_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
 }

@@ -28,7 +28,7 @@ def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
     print(f"run directory: {directory}", flush=True)
     with run.tracker() as tracker:
         work = {
-            "collect": lambda: collect.run(config, run.env, directory),
+            "collect": lambda: collect.run(config, run.env, run.post_env, directory),
             "pretrain": lambda: pretrain.run(config, run.env, directory, tracker),
             "controllers": lambda: controllers.run(config, run.env, run.post_env, directory, tracker),
             "discover": lambda: discover.run(config, run.env, directory, tracker),
@@ -59,7 +59,7 @@ def run_reinforce(run: Run, tracker: Tracker) -> None:
     began = time.monotonic()
     unfinished = lambda algorithm: [s for s in range(rl.num_seeds) if run.result(f"{algorithm}_{s}") is None]
     missing: dict[reinforce.Algorithm, list[int]] = {algorithm: unfinished(algorithm) for algorithm in ALGORITHMS}
-    if rl.vmap_seeds:
+    if rl.vmap_seeds and not run.post_env.on_host:
         for algorithm, seeds in missing.items():
             if seeds:
                 _run_together(run, algorithm, seeds)
@@ -99,6 +99,7 @@ def summarise(run: Run) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "experiment": run.config.experiment_name,
         "seed": run.config.seed,
+        "expert": {key: value for key, value in stages["collect"].items() if key.startswith("success")},
         "base": without_seconds("pretrain"),
         "controllers": without_seconds("controllers"),
         "discovery": {**without_seconds("discover"), "unseen_transitions": without_seconds("transitions")},
@@ -114,6 +115,8 @@ def summarise(run: Run) -> dict[str, Any]:
             "success": [result["success"] for result in finished],
             "before": [result["before"] for result in finished],
         }
+        if (best := summary["expert"].get("success_posttraining", 1.0)) < 1:  # Fig. 8 divides by it
+            summary[algorithm]["normalised_success"] = [result["success"] / best for result in finished]
     return {
         **summary,
         "seconds": {stage: result["seconds"] for stage, result in stages.items() if "seconds" in result},

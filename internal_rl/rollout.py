@@ -4,6 +4,7 @@ Episodes are aligned in time. Finished ones stop costing: every few steps the li
 block by block, all inside jit. A block also stays in the cache of a CPU core, where a whole batch would not.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
 
+from envs.api import TimeStep
 from internal_rl.internal_env import DecisionEnv, DecisionStep
 from internal_rl.models.policy import Policy
 
@@ -32,13 +34,16 @@ class Decisions:
 
 @struct.dataclass
 class Episodes:
-    """returns: [B], sum of rewards; success: bool [B]; length: int32 [B], steps; num_decisions: int32 [B]."""
+    """returns: [B], sum of rewards; success: bool [B]; length: int32 [B], steps; num_decisions: int32 [B]; usable: bool
+    [B], may be learned from; ending: numbers [B] to log, by name. The last two are known when all have ended."""
 
     decisions: Decisions
     returns: jax.Array
     success: jax.Array
     length: jax.Array
     num_decisions: jax.Array
+    usable: jax.Array
+    ending: dict[str, jax.Array]
 
 
 @struct.dataclass
@@ -66,7 +71,7 @@ def start(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int) -> Carr
     inputs = jax.tree.map(slots, first.input)
     decisions = Decisions(inputs, slots(proposal), scalar(jnp.float32), scalar(bool), scalar(jnp.int32))
     count = jnp.zeros(batch, jnp.int32)
-    episodes = Episodes(decisions, zeros, jnp.zeros(batch, bool), count, count)
+    episodes = Episodes(decisions, zeros, jnp.zeros(batch, bool), count, count, jnp.ones(batch, bool), {})
     return Carry(env_state, first, memory, jnp.zeros(proposal.shape, proposal.dtype), step_keys, episodes)
 
 
@@ -103,7 +108,13 @@ def rollout(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compa
         return (t < env.horizon) & ~carry.step.timestep.done.all()
 
     carry, _ = jax.lax.while_loop(unfinished, body, (start(env, policy, keys, num_slots), jnp.int32(0)))
-    return carry.episodes
+    return finish(env, carry)
+
+
+def finish(env: DecisionEnv, carry: Carry) -> Episodes:
+    """The episodes of a rollout after its last step."""
+    usable, ending = jax.vmap(env.env.ending)(env.primitive(carry.env))
+    return replace(carry.episodes, usable=usable, ending=ending)
 
 
 def split_keys(keys: Array) -> tuple[Array, Array]:
@@ -119,8 +130,9 @@ def _decide(policy: Policy, step: DecisionStep, memory: Any, keys: Array, t: Arr
     return memory, action, distribution.log_prob(action)
 
 
-def advance(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> Carry:
-    """One primitive step of every episode: decide where asked, record, act."""
+def act(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> tuple[Carry, Any, Array]:
+    """The first half of a step of every episode: decide where asked, record, act. Returns also the primitive
+    environment's states and the actions to take there."""
     step, episodes, decide = carry.step, carry.episodes, carry.step.decide
     keys = jax.vmap(jax.random.fold_in, (0, None))(carry.keys, t)
     decide_keys, act_keys = split_keys(keys)
@@ -136,13 +148,26 @@ def advance(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> Carry:
     write = lambda slots, value: slots.at[rows, slot].set(value, mode="drop", unique_indices=True)
     decisions = jax.tree.map(write, episodes.decisions, record)
 
-    was_done = step.timestep.done
-    env_state, step = env.step(act_keys, carry.env, action, t)
-    episodes = Episodes(
-        decisions=decisions,
-        returns=episodes.returns + jnp.where(was_done, 0.0, step.timestep.reward),
-        success=episodes.success | (step.timestep.success & ~was_done),
+    env_state, primitive_action = env.act(act_keys, carry.env, action, t)
+    episodes = replace(episodes, decisions=decisions, num_decisions=episodes.num_decisions + decide)
+    carry = Carry(env_state, step, memory, action, carry.keys, episodes)
+    return carry, env.primitive(env_state), primitive_action
+
+
+def observe(env: DecisionEnv, carry: Carry, primitive: Any, timestep: TimeStep, t: Array) -> Carry:
+    """The second half: take in what the primitive environment answers."""
+    was_done, episodes = carry.step.timestep.done, carry.episodes
+    env_state, step = env.observe(carry.env, primitive, timestep, carry.action, t)
+    episodes = replace(
+        episodes,
+        returns=episodes.returns + jnp.where(was_done, 0.0, timestep.reward),
+        success=episodes.success | (timestep.success & ~was_done),
         length=episodes.length + ~was_done,
-        num_decisions=episodes.num_decisions + decide,
     )
-    return Carry(env_state, step, memory, action, carry.keys, episodes)
+    return replace(carry, env=env_state, step=step, episodes=episodes)
+
+
+def advance(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> Carry:
+    """One primitive step of every episode, the environment's compiled step in it."""
+    carry, primitive, action = act(env, policy, carry, t)
+    return observe(env, carry, *jax.vmap(env.env.step)(primitive, action), t)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 
 ARRAYS = ("observation", "action", "target", "length")
-LABELS = ("subgoal", "oracle_log_prob", "bayes_log_prob")
+LABELS = ("subgoal", "place", "oracle_log_prob", "bayes_log_prob")  # the last one where it can be had
 
 
 class DatasetError(ValueError):
@@ -27,7 +27,7 @@ class DatasetError(ValueError):
 class Behaviour:
     """S steps of E episodes, end to end.
 
-    observation: [S, ...] o_t; action: [S] recorded a_t; target: [S] what o_{t+1} shows (`target_spec`);
+    observation: [S, ...] o_t; action: [S, ...] recorded a_t; target: [S, ...] what o_{t+1} shows (`target_spec`);
     length: int32 [E]; labels: each [S] (`LABELS`), for analysis only.
     """
 
@@ -45,7 +45,7 @@ class Behaviour:
 
 @struct.dataclass
 class Batch:
-    """Rows of steps. observation: [B, T, ...]; action, target: [B, T]; mask: bool [B, T], True at real steps;
+    """Rows of steps. observation, action, target: [B, T, ...]; mask: bool [B, T], True at real steps;
     first: bool [B, T], True where an episode starts."""
 
     observation: Any

@@ -33,7 +33,7 @@ def main() -> None:
     try:
         run = load_run(arguments.run_dir, **{key: value for key, value in changes.items() if value is not None})
         learner, frozen = make_learner(run.config, run.post_env, run.directory, arguments.algorithm)
-        play = jax.jit(learner.play, static_argnums=3)
+        play = learner.player()
         for rl_seed in range(run.config.reinforce.num_seeds):
             params = load_policy(run.config, learner, frozen, run.directory, rl_seed)
             episodes = play(params, frozen, jax.random.key(arguments.seed), arguments.episodes)

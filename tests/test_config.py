@@ -119,3 +119,42 @@ def test_grid_paper_has_every_figure_of_the_paper():
     assert (policy.mixer, policy.width) == ("hawk", 256)
     assert (config.reinforce.batch_size, config.reinforce.optim.learning_rate) == (1_024, 3e-5)
     assert config.reinforce.optim.weight_decay == 0
+
+
+def test_ant_paper_has_every_figure_of_the_paper():
+    """But for the expert's network and training (Table A3): ours is a smaller one."""
+    config = compose(["experiment=ant_paper"])
+    env, model, meta, policy = config.env, config.model, config.metacontroller, config.policy
+    # Section 2 and Table A2
+    assert (env.name, env.size, env.num_colours, env.num_walls, env.horizon) == ("ant", 4, 4, 1, 500)
+    assert (env.tasks, env.post_tasks, env.observation) == ("table_a2", "post_training_a2", "allocentric")
+    assert env.num_maps == 0
+    assert (config.collect.noise, config.collect.successful_only) == (0, True)
+    # Table A5
+    assert (model.mixer, model.depth, model.width, model.mlp_width, model.num_heads) == ("hawk", 8, 256, 512, 8)
+    assert (model.control_layer, model.scale, model.scale_last, model.embedding_variance) == (4, 0.1, 0.1, None)
+    assert (config.pretrain.steps, config.pretrain.batch_size) == (204_800, 512)
+    assert config.pretrain.next_observation_weight == 10
+    # Table A10
+    assert (meta.history_width, meta.embedding_width, meta.encoder_width) == (32, 32, 64)
+    assert (meta.latent, meta.hypernetwork_width, meta.rank) == (8, 32, 0)
+    assert (config.discover.steps, config.discover.batch_size) == (32_000, 128)
+    assert (config.discover.noise, config.discover.mean_actions, config.discover.tolerance) == (0, True, 5)
+    for optim in (config.pretrain.optim, config.discover.optim):
+        assert (optim.learning_rate, optim.weight_decay, optim.b1, optim.b2) == (3e-4, 0.03, 0.9, 0.999)
+        assert (optim.warmup_steps, optim.final_fraction, optim.embedding_learning_rate) == (0, 1.0, None)
+    # Table A14, and A3 as far as it is about PPO
+    assert (policy.mixer, policy.width) == ("hawk", 256)
+    assert (config.reinforce.batch_size, config.reinforce.optim.learning_rate) == (256, 3e-5)
+    assert config.reinforce.optim.weight_decay == 0
+    assert config.expert.entropy == 3e-4
+
+
+def test_mean_actions_need_a_dataset_of_their_own():
+    with pytest.raises(ConfigError, match=r"discover\.mean_actions needs discover\.noise=0 \(it is None\)"):
+        compose(["experiment=ant_small", "discover.mean_actions=true"])
+
+
+def test_minibatches_of_the_expert_divide_its_steps():
+    with pytest.raises(ConfigError, match=r"expert\.minibatches=7 must divide .* = 16384"):
+        compose(["experiment=ant_small", "expert.minibatches=7"])

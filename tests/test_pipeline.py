@@ -177,14 +177,19 @@ def test_load_run_replaces_settings_of_the_environment(run_dir):
 def test_an_environment_that_cannot_be_built_is_named(run_dir):
     with pytest.raises(ConfigError, match=r"env\.name='maze': unknown environment 'maze'"):
         load_run(run_dir, name="maze").env  # noqa: B018
-    with pytest.raises(ConfigError, match=r"env\.name='ant' does not take .*'observation'"):
-        load_run(run_dir, name="ant").env  # noqa: B018
+    with pytest.raises(ConfigError, match=r"env\.cell_size=3\.0: env\.name=gridworld has no such setting"):
+        load_run(run_dir, cell_size=3.0).env  # noqa: B018
+    with pytest.raises(
+        ValueError, match=r"env\.observation='egocentric_hidden' is none of allocentric, egocentric for"
+    ):
+        load_run(run_dir, name="ant", observation="egocentric_hidden").env  # noqa: B018
+    assert load_run(run_dir, name="ant", cell_size=3.0).env.cell_size == 3
 
 
 def test_dataset_of_the_run_verifies(run_dir):
     data = load(run_dir / "data" / "valid", labels=True)
     assert len(data.length) == 64
-    assert set(data.labels) == {"subgoal", "oracle_log_prob", "bayes_log_prob"}
+    assert set(data.labels) == {"subgoal", "place", "oracle_log_prob", "bayes_log_prob"}
 
 
 def test_bad_settings_end_before_any_work(tmp_path):

@@ -211,11 +211,44 @@ def test_any_key_may_be_absent(tmp_path: Path, key: str, monkeypatch: pytest.Mon
     assert write_report(tmp_path).exists()
 
 
-def test_only_the_grid_world_is_animated(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text(json.dumps({"config": {"env": {"name": "ant"}}}))
+def test_another_world_is_not_animated(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"config": {"env": {"name": "maze"}}}))
     np.savez(tmp_path / "rollout.npz", **fake_rollout())
 
-    assert "Left out: only the grid world has a picture." in write_report(tmp_path).read_text()
+    assert "Left out: only the grid world and the ant have pictures." in write_report(tmp_path).read_text()
+
+
+def test_the_ant_is_animated_every_few_steps(tmp_path: Path) -> None:
+    length, opened = 301, [0, 100, 200]
+    qpos = np.tile(np.array([0, 0, 0.6, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1.0]), (length, 1))
+    qpos[:, 0] = np.linspace(-3, 3, length)
+    rollout = {
+        "objects": np.array([0, 5]), "qpos": qpos, "index": (np.arange(length) > 150).astype(int),
+        "switch": np.isin(np.arange(length), opened), "task": np.array([0, 1, -1]), "success": np.array(False),
+    }  # fmt: skip
+    animation.rollout_animation(
+        rollout, {"name": "ant", "size": 4, "num_colours": 2, "cell_size": 2.0}, tmp_path / "a.gif"
+    )
+    with Image.open(tmp_path / "a.gif") as picture:
+        frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(picture)]
+    assert len(frames) == 101  # every third step
+    yellow = [step for step, frame in enumerate(frames) if abs(frame[1, 1] - (255, 255, 0)).sum() < 40]
+    assert yellow == [0, 34, 67]  # the first frame that is not before the switch
+    body = np.array([226, 205, 170])
+    middles = [
+        np.argwhere(abs(frame - body).sum(-1) < 60)[:, 1].mean() for frame in (frames[1], frames[50], frames[-1])
+    ]
+    assert middles[0] < middles[1] - 50 < middles[2] - 100
+
+
+def test_the_curve_of_the_expert(tmp_path: Path) -> None:
+    endings = {f"ending_{name}": 0.25 for name in ("height", "wall", "wrong_colour", "horizon")}
+    lines = [{"stage": "expert", "control_steps": 1e5 * n, "velocity": n / 100, **endings} for n in range(1, 121)]
+    figures.expert_picture(lines, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.width > picture.height > 100
+    with pytest.raises(figures.MissingDataError, match="holds 10 lines of stage expert, fewer than 60"):
+        figures.expert_picture(lines[:10], tmp_path / "curve.png")
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:

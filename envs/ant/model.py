@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_POSITIONS, NUM_VELOCITIES, NUM_TORQUES = 15, 14, 8
+TIMESTEP = 0.01  # s, of the physics
 
 
 @cache

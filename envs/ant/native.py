@@ -1,5 +1,6 @@
 """Physics of the ant in native MuJoCo, on all cores: for CPU, driven from the host."""
 
+import os
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NativePhysics:
-    """Steps many ants at once; float64 inside, float32 outside. threads 0: one a core.
+    """Steps many ants at once; float64 inside, float32 outside. threads 0: one a core this process may use.
 
     As `envs.ant.mjx`, a pure function of what it is given: the solver starts from nothing at every call.
     """
@@ -23,6 +24,8 @@ class NativePhysics:
         import mujoco  # lazily: grid runs do without it
         from mujoco import batch
 
+        if threads == 0 and hasattr(os, "sched_getaffinity"):
+            threads = len(os.sched_getaffinity(0))
         self.batch, self.frame_skip = batch.Batch(model.load(), num_ants, threads), frame_skip
         kinds = mujoco.mjtWarning  # pyright: ignore[reportAttributeAccessIssue]
         fatal = (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC, kinds.mjWARN_BADCTRL)
@@ -59,12 +62,14 @@ class NativeAnts:
     def __init__(self, world: "AntWorld", num_episodes: int, threads: int = 0):
         self.world, self.physics = world, NativePhysics(num_episodes, world.frame_skip, threads)
         self._reset, self._after = jax.jit(jax.vmap(world.reset)), jax.jit(jax.vmap(world.after))
+        self._torques = jax.jit(jax.vmap(world.torques))
 
     def reset(self, keys: Array) -> tuple["AntState", TimeStep]:
         """Start a batch of episodes, one a key."""
         return self._reset(keys)
 
     def step(self, state: "AntState", action: Float[np.ndarray, "N 8"]) -> tuple["AntState", TimeStep]:
-        """One control step; finished episodes are not simulated. Torques are clipped to [-1, 1]."""
+        """One control step; finished episodes are not simulated."""
         qpos, qvel, done = np.asarray(state.qpos), np.asarray(state.qvel), np.asarray(state.done)
-        return self._after(state, *self.physics.advance(qpos, qvel, np.clip(action, -1, 1), ~done))
+        torques = np.asarray(self._torques(state, action))
+        return self._after(state, *self.physics.advance(qpos, qvel, torques, ~done))

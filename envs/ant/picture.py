@@ -6,16 +6,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from envs.ant import model
-from envs.ant.world import AntState, AntWorld
+from envs.ant.world import AntWorld
 from envs.minigrid_pinpad import PALETTE
 
 FLOOR, LINE, WALL, BODY, OUTLINE = (38, 38, 42), (70, 70, 76), (120, 120, 120), (226, 205, 170), (20, 20, 20)
 OVERSAMPLING = 2  # lines are drawn larger and shrunk: smooth edges
 
 
-def frame(world: AntWorld, state: AntState, pixels: int = 480) -> np.ndarray:
+def frame(world: AntWorld, qpos: Any, objects: Any, pixels: int = 480) -> np.ndarray:
     """The floor seen from above, +y up: coloured cells with their numbers, walls grey, the ant's body on top.
 
+    qpos: [15]; objects: [O + W], cells of colours and walls. Of the world, size, num_colours and cell_size are read.
     Returns uint8 [pixels, pixels, 3].
     """
     import mujoco  # lazily: grid runs do without it
@@ -25,7 +26,7 @@ def frame(world: AntWorld, state: AntState, pixels: int = 480) -> np.ndarray:
     image = Image.new("RGB", (side, side), FLOOR)
     draw = ImageDraw.Draw(image)
     cell = side / world.size
-    for number, place in enumerate(np.asarray(state.objects).tolist()):
+    for number, place in enumerate(np.asarray(objects).tolist()):
         row, column = divmod(place, world.size)
         is_colour = number < world.num_colours
         fill = PALETTE[number % len(PALETTE)] if is_colour else WALL
@@ -38,7 +39,7 @@ def frame(world: AntWorld, state: AntState, pixels: int = 480) -> np.ndarray:
 
     physics: Any = model.load()
     data = mujoco.MjData(physics)  # pyright: ignore[reportAttributeAccessIssue]
-    data.qpos[:] = state.qpos
+    data.qpos[:] = qpos
     mujoco.mj_kinematics(physics, data)  # pyright: ignore[reportAttributeAccessIssue]
     at = lambda point: ((point[0] * scale + side / 2), (side / 2 - point[1] * scale))
     for width, colour in ((6 * OVERSAMPLING, OUTLINE), (0, BODY)):  # the outline of everything first

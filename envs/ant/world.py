@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from envs import api, pinpad
 from envs.ant import model
+from envs.ant.symmetry import QUARTER, rotation, turn_body, turn_legs, turn_legs_back, yaw
 from envs.gridworld import GridWorld
 from envs.tasks import parse
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Why an episode ended. Where several hold at once the first one counts.
 ENDINGS = ("none", "not_finite", "wall", "height", "wrong_colour", "success", "horizon")
 NONE, NOT_FINITE, WALL, HEIGHT, WRONG_COLOUR, SUCCESS, HORIZON = range(len(ENDINGS))
+OBSERVATIONS = ("allocentric", "egocentric")
+PHYSICS = ("auto", "native", "mjx")
 HEIGHTS = (0.2, 1.0)  # of the torso's centre, m
 START_HEIGHT = 0.75  # m
 START_NOISE = 0.1  # rad, m/s, rad/s
@@ -59,7 +62,10 @@ class AntWorld:
     observation stays that of the step before.
 
     size, num_colours, num_walls, horizon, tasks, num_maps, map_seed, first_map: as of GridWorld.
-    cell_size: m. frame_skip: physics steps of 10 ms per control step.
+    observation: "allocentric" (the paper's, `observe`) or "egocentric" (legs are numbered from the one to the
+    north-east, in actions, too; vectors seen from the torso's heading, its cell as a one-hot: much easier to imitate).
+    cell_size: m. frame_skip: physics steps of 10 ms per control step. physics: "mjx" (compiled, in `step`), "native"
+    (MuJoCo on the host's cores, in `make_host`) or "auto" (native on a CPU, else mjx).
     """
 
     def __init__(
@@ -69,12 +75,18 @@ class AntWorld:
         num_walls: int = 1,
         horizon: int = 500,
         tasks: str = "table_a2",
+        observation: str = "allocentric",
         num_maps: int = 0,
         map_seed: int = 0,
         first_map: int = 0,
         cell_size: float = 2.0,
         frame_skip: int = 5,
+        physics: str = "auto",
     ):
+        if observation not in OBSERVATIONS:
+            raise ValueError(f"env.observation={observation!r} is none of {', '.join(OBSERVATIONS)} for the ant")
+        if physics not in PHYSICS:
+            raise ValueError(f"env.physics={physics!r} is none of {', '.join(PHYSICS)}")
         if cell_size <= 0 or frame_skip < 1:
             raise ValueError(f"env.cell_size={cell_size} and env.frame_skip={frame_skip} must be positive")
         self.grid = GridWorld(
@@ -82,9 +94,12 @@ class AntWorld:
         )
         self.size, self.num_colours, self.num_walls, self.horizon = size, num_colours, num_walls, horizon
         self.cell_size, self.frame_skip = cell_size, frame_skip
+        self.on_host = jax.default_backend() == "cpu" if physics == "auto" else physics == "native"
         self.tasks = parse(tasks, num_colours)
+        self.observation_kind = observation
         proprioception = model.NUM_POSITIONS - 2 + model.NUM_VELOCITIES
-        self.observation_spec = api.Dense(proprioception + 4 + 2 * (num_colours + num_walls))
+        extra = {"allocentric": 0, "egocentric": 3 + size * size}[observation]
+        self.observation_spec = api.Dense(proprioception + extra + 4 + 2 * (num_colours + num_walls))
         self.target_spec = self.observation_spec  # the next observation itself
         self.action_spec = api.Dense(model.NUM_TORQUES)
 
@@ -122,7 +137,20 @@ class AntWorld:
         from envs.ant.mjx import make_advance
 
         advance = make_advance(self.frame_skip)
-        return self.after(state, *advance(state.qpos, state.qvel, jnp.clip(action, -1, 1)))
+        return self.after(state, *advance(state.qpos, state.qvel, self.torques(state, action)))
+
+    def torques(self, state: AntState, action: Float[Array, "8"]) -> Float[Array, "8"]:
+        """What an action does: torques of legs 1 to 4 in [-1, 1]."""
+        action = jnp.clip(action, -1, 1)
+        return turn_legs_back(action, self._turns(state)) if self.observation_kind == "egocentric" else action
+
+    def action(self, state: AntState, torques: Float[Array, "8"]) -> Float[Array, "8"]:
+        """The action of given torques of legs 1 to 4."""
+        return turn_legs(torques, self._turns(state)) if self.observation_kind == "egocentric" else torques
+
+    def _turns(self, state: AntState) -> Int[Array, ""]:
+        """Quarter turns from the torso's heading to the heading that is within 45 degrees of +x."""
+        return -jnp.round(yaw(state.qpos) / QUARTER).astype(jnp.int32)
 
     def after(
         self, state: AntState, qpos: Float[Array, "15"], qvel: Float[Array, "14"]
@@ -162,13 +190,31 @@ class AntWorld:
 
     def observe(self, state: AntState) -> Float[Array, "N"]:
         """symlog of height, orientation, joints [13] and velocities [14]; x, y over half the floor's side [2]; objects
-        relative to the torso, over half the side [2 (O + W)]; position within the cell in [-1, 1] [2]."""
+        relative to the torso, over half the side [2 (O + W)]; position within the cell in [-1, 1] [2].
+
+        "egocentric": the heading is the one of the body's four that is within 45 degrees of +x; joints and torques are
+        numbered from it. Velocities, objects and position within the cell are in its frame, the orientation is its
+        cosine and sine and the vertical [5], and the cell is a one-hot [G * G]; the position within the cell is there
+        in both frames.
+        """
         xy, half = state.qpos[:2], self.size * self.cell_size / 2
         cell, _ = self.cell(xy)
         relative = (jax.vmap(self.centre)(state.objects) - xy) / half
         within = (xy - self.centre(cell)) / (self.cell_size / 2)
-        body = symlog(jnp.concatenate([state.qpos[2:], state.qvel]))
-        return jnp.concatenate([body, xy / half, relative.ravel(), within])
+        if self.observation_kind == "allocentric":
+            body = symlog(jnp.concatenate([state.qpos[2:], state.qvel]))
+            return jnp.concatenate([body, xy / half, relative.ravel(), within])
+        turns = self._turns(state)
+        frame = rotation(yaw(state.qpos) + turns * QUARTER)
+        vertical, joints, velocities = turn_body(state.qpos, state.qvel, turns)
+        body = symlog(jnp.concatenate([state.qpos[2:3], joints, velocities]))
+        place = jnp.concatenate([within, frame @ within, jax.nn.one_hot(cell, self.size**2)])
+        return jnp.concatenate([body, frame[0], vertical, xy / half, (relative @ frame.T).ravel(), place])
+
+    def ending(self, state: AntState) -> tuple[Array, dict[str, Array]]:
+        """An episode that ended in a state that is not finite must not be learned from; logs why it ended."""
+        shares = {f"ending_{name}": (state.ending == i).astype(jnp.float32) for i, name in enumerate(ENDINGS) if i}
+        return state.ending != NOT_FINITE, shares
 
     def make_host(self, num_episodes: int, threads: int = 0) -> "NativeAnts":
         """A batch of episodes with native physics, stepped from the host: much faster than MJX on a CPU."""
@@ -176,9 +222,11 @@ class AntWorld:
 
         return NativeAnts(self, num_episodes, threads)
 
-    def make_expert(self, noise: float, kind: api.NoiseKind) -> api.Expert:
-        """The trained expert."""
-        raise NotImplementedError("the ant's expert is not trained yet")
+    def make_expert(self, noise: float, kind: api.NoiseKind, mean_actions: bool = False) -> api.Expert:
+        """The trained expert that comes with the repository."""
+        from envs.ant.expert import AntExpert  # it imports this module
+
+        return AntExpert(self, noise, kind, mean_actions)
 
     # --- geometry ----------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from internal_rl.analysis.figures import MissingDataError
 TILE = 28  # pixels
 TIMELINE = 12
 STEP, SWITCH_STEP, LAST = 180, 500, 2_000  # milliseconds a frame is shown
+ANT_PIXELS, ANT_STEP = 280, 60  # side of the floor; milliseconds
+MOST_FRAMES = 120  # of a longer episode every n-th step is shown
 NEW_LATENT, SAME_LATENT, TO_COME = (255, 225, 0), (190, 190, 190), (60, 60, 60)
 COLOURS = 128
 
@@ -20,26 +22,61 @@ COLOURS = 128
 def rollout_animation(rollout: Mapping[str, np.ndarray], env: Mapping[str, Any], path: Path) -> None:
     """Write the episode with one frame a step, above a timeline; a new latent is marked in yellow.
 
-    rollout: objects [O + W] cells, task [K] and, a step, agent (cell), index (progress) and switch [L + 1].
-    env: settings of the grid world.
+    rollout: objects [O + W] cells, task [K] and, a step, agent (cell) or qpos, index (progress) and switch [L + 1].
+    env: settings of the environment.
 
     Raises:
-        MissingDataError: the environment has no picture, or MiniGrid is not installed.
+        MissingDataError: the environment has no picture, or what draws it is not installed.
     """
     from PIL import Image
 
-    frames, switch = _frames(rollout, env), rollout["switch"]
+    rollout = _thinned(rollout)
+    switch = rollout["switch"]
+    frames = _ant_frames(rollout, env) if env.get("name") == "ant" else _frames(rollout, env)
+    frames = [np.concatenate([frame, _timeline(switch, step, frame.shape[1])]) for step, frame in enumerate(frames)]
     typical = frames[:: max(1, len(frames) // 8)] + [frames[step] for step in np.flatnonzero(switch)[:2]]
     palette = Image.fromarray(np.concatenate(typical)).quantize(COLOURS)  # shared, so that no colour flickers
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    durations = [SWITCH_STEP if taken else STEP for taken in switch[:-1]] + [LAST]
+    step = ANT_STEP if env.get("name") == "ant" else STEP
+    durations = [SWITCH_STEP if taken else step for taken in switch[:-1]] + [LAST]
     path.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
 
 
+def _thinned(rollout: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The episode with at most about MOST_FRAMES steps; a switch is shown at the next step that is."""
+    length = len(rollout["index"])
+    every = -(-length // MOST_FRAMES)
+    shown = sorted({*range(0, length, every), length - 1})
+    switch = [bool(rollout["switch"][max(0, step - every + 1) : step + 1].any()) for step in shown]
+    per_step = {name: rollout[name][shown] for name in ("agent", "qpos", "index") if name in rollout}
+    return {**rollout, **per_step, "switch": np.array(switch)}
+
+
+def _ant_frames(rollout: Mapping[str, np.ndarray], env: Mapping[str, Any]) -> list[UInt8[np.ndarray, "H W 3"]]:
+    try:
+        import mujoco  # noqa: F401  # `frame` asks it where the legs are
+    except ImportError as error:
+        raise MissingDataError("MuJoCo, which knows where the legs are, is not installed") from error
+    from envs.ant.picture import frame
+    from envs.ant.world import AntWorld
+    from envs.gymnasium_adapter import mark_switch, task_strip
+
+    names = ("size", "num_colours", "cell_size")
+    world = cast(AntWorld, SimpleNamespace(**{name: env[name] for name in names}))
+    pictures = []
+    for step, (qpos, index) in enumerate(zip(rollout["qpos"], rollout["index"], strict=True)):
+        picture = frame(world, qpos, rollout["objects"], ANT_PIXELS)
+        if rollout["switch"][step]:
+            mark_switch(picture, ANT_PIXELS // 50)
+        strip = task_strip(rollout["task"], int(index), ANT_PIXELS // 10, ANT_PIXELS)
+        pictures.append(np.concatenate([picture, strip]))
+    return pictures
+
+
 def _frames(rollout: Mapping[str, np.ndarray], env: Mapping[str, Any]) -> list[UInt8[np.ndarray, "H W 3"]]:
     if env.get("name", "gridworld") != "gridworld":
-        raise MissingDataError("only the grid world has a picture")
+        raise MissingDataError("only the grid world and the ant have pictures")
     try:
         import minigrid  # noqa: F401  # `frame` draws with it
     except ImportError as error:
@@ -53,8 +90,7 @@ def _frames(rollout: Mapping[str, np.ndarray], env: Mapping[str, Any]) -> list[U
     pictures = []
     for step, (agent, index) in enumerate(zip(rollout["agent"], rollout["index"], strict=True)):
         new_latent = bool(switch[step])
-        picture = frame(world, rollout["objects"], agent, task, int(index), TILE, highlight=new_latent)
-        pictures.append(np.concatenate([picture, _timeline(switch, step, picture.shape[1])]))
+        pictures.append(frame(world, rollout["objects"], agent, task, int(index), TILE, highlight=new_latent))
     return pictures
 
 

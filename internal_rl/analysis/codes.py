@@ -11,7 +11,7 @@ from internal_rl.analysis.switching import subgoal_changes
 @dataclass(frozen=True)
 class Codes:
     """One latent for each true segment. latent: [N, Z], at the segment's last step; subgoal, place (the cell where
-    the subgoal lies, read off the visit that ends the segment), ordinal (0 for the first of an episode),
+    the subgoal lies), ordinal (0 for the first of an episode),
     episode: [N]."""
 
     latent: Float[np.ndarray, "N Z"]
@@ -24,16 +24,16 @@ class Codes:
 def segment_codes(
     latent: Float[np.ndarray, "B T Z"],
     subgoal: Int[np.ndarray, "B T"],
-    target: Int[np.ndarray, "B T"],
+    place: Int[np.ndarray, "B T"],
     mask: Bool[np.ndarray, "B T"],
 ) -> Codes:
-    """Codes of the segments that were completed (their end is seen). target: the cell after each step."""
+    """Codes of the segments that were completed (their end is seen). place: the cell of each step's subgoal."""
     ordinal = np.cumsum(subgoal_changes(subgoal, mask), 1)
     ends = np.zeros_like(mask)
     ends[:, :-1] = subgoal_changes(subgoal, mask)[:, 1:]
     episode, time = np.nonzero(ends)
     pick = lambda x: x[episode, time]
-    return Codes(pick(latent), pick(subgoal), pick(target), pick(ordinal), episode)
+    return Codes(pick(latent), pick(subgoal), pick(place), pick(ordinal), episode)
 
 
 def nearest_neighbour_accuracy(codes: Codes, label: str) -> dict[str, float]:

@@ -221,10 +221,37 @@ def base_picture(lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any],
         _yardstick_lines(axes, {name: last.get(name) for name in ("bayes_nll", "oracle_nll")})
         axes.set(xlabel="gradient steps", ylabel="action NLL (nats a step)")
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        if axes.get_ylim()[0] > 0:  # densities can be above 1, their NLL below 0
+            axes.set_ylim(bottom=0)
         axes.grid(axis="y")
         _thousands(axes.xaxis)
         figure.legend(loc="outside upper center", ncols=2)
+
+
+def expert_picture(lines: Sequence[Mapping[str, Any]], path: Path, points: int = 60) -> None:
+    """Training of the ant's expert: velocity along the arrows, and how episodes end, in means over `points` windows."""
+    ours = [line for line in lines if line["stage"] == "expert"]
+    if len(ours) < points:
+        raise MissingDataError(f"metrics.jsonl holds {len(ours)} lines of stage expert, fewer than {points}")
+
+    def windows(name: str) -> Curve:
+        x, y = curve(ours, "control_steps", name)
+        parts = np.array_split(np.arange(len(x)), points)
+        return np.array([x[part].mean() for part in parts]) / 1e6, np.array([y[part].mean() for part in parts])
+
+    with _canvas(path, (7.4, 3.2), 1, 2) as (figure, (speed, endings)):
+        speed.plot(*windows("velocity"), color=INTERNAL, linewidth=2)
+        speed.set(title="velocity along the arrows (m/s)", xlabel="million control steps")
+        names = {"height": "fell or jumped", "wall": "wall or border", "wrong_colour": "wrong colour", "horizon": "T"}
+        colours = ("#D55E00", "#999999", "#CC79A7", INTERNAL)
+        for (name, label), colour in zip(names.items(), colours, strict=True):
+            endings.plot(*windows(f"ending_{name}"), label=label, color=colour)
+        endings.set(title="how episodes end (share)", xlabel="million control steps")
+        for axes in (speed, endings):
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+            axes.grid(axis="y")
+        figure.legend(loc="outside lower center", ncols=4)
 
 
 def _yardstick_lines(axes: Any, scores: Mapping[str, Any]) -> None:

@@ -7,24 +7,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internal_rl.driver import Driver
 from internal_rl.experiment import Run
 from internal_rl.internal_env import DecisionEnv
 from internal_rl.models.policy import Policy
-from internal_rl.rollout import Carry, advance, start
+from internal_rl.rollout import Carry, act, observe, start
 from internal_rl.stages.reinforce import load_policy, make_learner, seed_key
 
+POSES = ("agent", "qpos")  # where the agent is: the grid world's cell, the ant's positions
 CANDIDATES = 64  # episodes played to find a successful one
 
 
 def host_loop(env: DecisionEnv, policy: Policy, keys: jax.Array, num_slots: int) -> Iterator[Carry]:
-    """The same episodes as `rollout`, step by step from Python: yields the state at every step."""
-    carry = start(env, policy, keys, num_slots)
-    step = jax.jit(lambda carry, t: advance(env, policy, carry, t))
+    """The same episodes as `rollout`, step by step from Python: yields a copy of the state at every step."""
+    driver = Driver(
+        env.env,
+        lambda _, carry, t: act(env, policy, carry, t),
+        lambda _, carry, *answer: observe(env, carry, *answer),
+        env.horizon,
+    )
+    carry = jax.jit(lambda keys: start(env, policy, keys, num_slots))(keys)
     for t in range(env.horizon):
-        yield carry
+        yield jax.tree.map(jnp.copy, carry)  # the next step may use it up
         if bool(carry.step.timestep.done.all()):
             return
-        carry = step(carry, jnp.int32(t))
+        carry = driver.step(None, carry, t)
     yield carry
 
 
@@ -42,7 +49,7 @@ def record_episode(run: Run) -> dict[str, Any]:
     state = [jax.tree.map(lambda x: np.asarray(x)[chosen], carry.env.controlled.env) for carry in carries[: length + 1]]
     episode = {
         "objects": state[0].objects,
-        "agent": np.array([s.agent for s in state]),
+        **{name: np.array([getattr(s, name) for s in state]) for name in POSES if hasattr(state[0], name)},
         "index": np.array([s.pinpad.index for s in state]),
         "switch": np.array([bool(carry.step.decide[chosen]) for carry in carries[: length + 1]]),
         "task": state[0].pinpad.task,

@@ -286,7 +286,7 @@ def _rollout_caption(record: RunRecord) -> str:
     choice = "the first success" if succeeded else "an episode without success, as all were,"
     return (
         f"A yellow border and a yellow mark on the timeline say that the switch opened and the policy chose a new "
-        f"latent: {int(rollout['switch'].sum())} decisions for {len(rollout['agent']) - 1} steps (the temporally "
+        f"latent: {int(rollout['switch'].sum())} decisions for {len(rollout['index']) - 1} steps (the temporally "
         f"abstract control of Fig. 8). The strip is the task, which the agent does not see. Shown is {choice} among "
         f"fresh episodes of the first seed's policy."
     )

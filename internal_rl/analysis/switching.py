@@ -3,7 +3,6 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-TOLERANCE = 1  # steps
 THRESHOLD = 0.5
 MIDDLE = (0.1, 0.9)  # beta in here is neither a clear no nor a clear yes
 
@@ -15,7 +14,7 @@ def subgoal_changes(subgoal: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T
     return changes
 
 
-def count_matches(found: Bool[np.ndarray, "T"], true: Bool[np.ndarray, "T"], tolerance: int = TOLERANCE) -> int:
+def count_matches(found: Bool[np.ndarray, "T"], true: Bool[np.ndarray, "T"], tolerance: int = 1) -> int:
     """Size of the largest one-to-one matching of events at most `tolerance` steps apart."""
     matches, candidates = 0, list(np.flatnonzero(found))
     for time in np.flatnonzero(true):
@@ -27,7 +26,7 @@ def count_matches(found: Bool[np.ndarray, "T"], true: Bool[np.ndarray, "T"], tol
     return matches
 
 
-def f1(found: Bool[np.ndarray, "B T"], true: Bool[np.ndarray, "B T"], tolerance: int = TOLERANCE) -> float:
+def f1(found: Bool[np.ndarray, "B T"], true: Bool[np.ndarray, "B T"], tolerance: int = 1) -> float:
     """Harmonic mean of precision and recall over all episodes (0 where nothing matches)."""
     matches = sum(count_matches(f, t, tolerance) for f, t in zip(found, true, strict=True))
     return 2 * matches / max(int(found.sum() + true.sum()), 1)
@@ -37,7 +36,7 @@ def switching_scores(
     switch: Float[np.ndarray, "B T"],
     subgoal: Int[np.ndarray, "B T"],
     mask: Bool[np.ndarray, "B T"],
-    tolerance: int = TOLERANCE,
+    tolerance: int = 1,
 ) -> dict[str, float]:
     """Scores of beta [B, T] without the first step, where it is 1 by definition.
 

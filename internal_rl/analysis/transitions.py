@@ -4,7 +4,7 @@ Colour k is reached with the true-goal controller; then one latent is drawn and 
 number is the share of those trials whose next colour is the wanted one.
 """
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from envs.api import Environment
+from envs.api import Environment, TimeStep
 from internal_rl.config import Config
+from internal_rl.driver import Driver
 from internal_rl.experiment import make_env
 from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD
@@ -35,7 +36,6 @@ class _Trial:
     void: jax.Array  # the switch opened before any colour was entered
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _play(
     env: Environment,
     graphs: Any,
@@ -51,32 +51,43 @@ def _play(
     graphs, parameters: of base model, metacontroller and, for "experts", the proposal. After the first colour the
     latent is `codes` [B, Z], to which "experts" adds what the expert of each episode [B] says there.
     """
-    base, metacontroller, *proposal = (nnx.merge(g, p) for g, p in zip(graphs, parameters, strict=True))
-    controlled_env = ControlledEnv(env, base)
     episodes = codes.shape[0]
 
-    def propose(observation: jax.Array) -> jax.Array:
-        if steering != "experts":
-            return codes
-        return codes + jnp.take_along_axis(proposal[0].means(observation), expert[:, None, None], 1)[:, 0]
+    def merge(parameters: Any):
+        base, *others = (nnx.merge(g, p) for g, p in zip(graphs, parameters[0], strict=True))
+        return ControlledEnv(env, base), *others
 
-    def advance(trial: _Trial, t: jax.Array):
+    def start(parameters: Any) -> _Trial:
+        controlled_env, metacontroller, *_ = merge(parameters)
+        controlled = controlled_env.reset(jax.random.split(jax.random.fold_in(key, 0), episodes))
+        no = jnp.zeros(episodes, bool)
+        return _Trial(controlled, metacontroller.init_history(episodes), jnp.array(parameters[2]), no, no)
+
+    def act(parameters: Any, trial: _Trial, t: jax.Array):
+        controlled_env, metacontroller, *proposal = merge(parameters)
+        _, goal_params, latent, expert = parameters
         state, pinpad = trial.controlled, trial.controlled.env.pinpad
         first = pinpad.index == 0
         steered = goal_control(goal_params, state.e, jax.vmap(lambda p: p.subgoal)(pinpad))
-        latent = jnp.where(trial.free[:, None], trial.latent, propose(state.timestep.observation))
+        if steering == "experts":
+            means = proposal[0].means(state.timestep.observation)
+            latent = latent + jnp.take_along_axis(means, expert[:, None, None], 1)[:, 0]
+        latent = jnp.where(trial.free[:, None], trial.latent, latent)
         free = state.e if steering == "nothing" else metacontroller.control(state.e, latent)
         keys = jax.random.split(jax.random.fold_in(key, t + 1), episodes)
-        after = controlled_env.step(keys, state, jnp.where(first[:, None], steered, free), t)
+        after, action = controlled_env.act(keys, state, jnp.where(first[:, None], steered, free), t)
         history = metacontroller.advance_history(state.e, trial.history)
-        beta = metacontroller.switch(after.e, history, latent)
-        opened = ~first & (beta >= SWITCH_THRESHOLD) & ~after.timestep.done
-        return _Trial(after, history, latent, ~first, trial.void | opened), None
+        return _Trial(after, history, latent, ~first, trial.void), after.env, action
 
-    start = controlled_env.reset(jax.random.split(jax.random.fold_in(key, 0), episodes))
-    no = jnp.zeros(episodes, bool)
-    trial = _Trial(start, metacontroller.init_history(episodes), codes, no, no)
-    trial, _ = jax.lax.scan(advance, trial, jnp.arange(env.horizon))
+    def observe(parameters: Any, trial: _Trial, env_state: Any, timestep: TimeStep, t: jax.Array) -> _Trial:
+        controlled_env, metacontroller, *_ = merge(parameters)
+        after = controlled_env.observe(trial.controlled, env_state, timestep, t)
+        beta = metacontroller.switch(after.e, trial.history, trial.latent)
+        opened = trial.free & (beta >= SWITCH_THRESHOLD) & ~timestep.done
+        return replace(trial, controlled=after, void=trial.void | opened)
+
+    inputs = parameters, goal_params, codes, expert
+    trial = Driver(env, act, observe, env.horizon)(inputs, jax.jit(start)(inputs))
     index = trial.controlled.env.pinpad.index
     held = True if steering == "nothing" else ~trial.void
     return index >= 1, (index == 2) & held

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from envs.api import Dense, Discrete, Environment, MultiHot
 from internal_rl.config import ModelConfig
-from internal_rl.models.distributions import Categorical, Distribution, Gaussian
+from internal_rl.models.distributions import Categorical, Distribution, Gaussian, UnitGaussian
 from internal_rl.models.hawk import Hawk
 from internal_rl.models.layers import MLP, RMSNorm, linear, project
 from internal_rl.models.transformer import Attention
@@ -41,18 +41,21 @@ class Embedding(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Residual stream -> distribution: categorical, or Gaussian with a learned diagonal covariance."""
+    """Residual stream -> distribution: categorical, or Gaussian with a learned diagonal covariance (of unit variance
+    where `learn_std` is False)."""
 
-    def __init__(self, spec: Discrete | Dense, config: ModelConfig, rngs: nnx.Rngs):
-        self.discrete = isinstance(spec, Discrete)
+    def __init__(self, spec: Discrete | Dense, config: ModelConfig, rngs: nnx.Rngs, learn_std: bool = True):
+        self.discrete, self.learn_std = isinstance(spec, Discrete), learn_std
         size = spec.n if isinstance(spec, Discrete) else spec.size
         self.linear = linear(config.width, size, config.scale_last, rngs)
-        if not self.discrete:
+        if learn_std and not self.discrete:
             self.log_std = nnx.Param(jnp.zeros(size))
 
     def __call__(self, x: Float[Array, "... D"]) -> Distribution:
         y = self.linear(x)
-        return Categorical(y) if self.discrete else Gaussian(y, jnp.broadcast_to(self.log_std[...], y.shape))
+        if self.discrete:
+            return Categorical(y)
+        return Gaussian(y, jnp.broadcast_to(self.log_std[...], y.shape)) if self.learn_std else UnitGaussian(y)
 
 
 class Block(nnx.Module):
@@ -87,7 +90,7 @@ class Backbone(nnx.Module):
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.depth)])
         self.norm = RMSNorm(config.width)
         self.action_head = Head(env.action_spec, config, rngs)
-        self.target_head = Head(env.target_spec, config, rngs)
+        self.target_head = Head(env.target_spec, config, rngs, learn_std=False)
 
     def unroll_lower(self, observation: Array, first: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         """Residual stream at the cut. observation: [B, T, ...]; first: where episodes start."""

@@ -16,7 +16,7 @@ class Categorical:
 
     def log_prob(self, value: Int[Array, "..."]) -> Float[Array, "..."]:
         log_probs = jax.nn.log_softmax(self.logits)
-        return jnp.take_along_axis(log_probs, value[..., None], -1)[..., 0]
+        return jnp.take_along_axis(log_probs, value[..., None].astype(jnp.int32), -1)[..., 0]
 
     def sample(self, key: Array) -> Int[Array, "..."]:
         return jax.random.categorical(key, self.logits)
@@ -50,6 +50,20 @@ class Gaussian:
 
 
 @struct.dataclass
+class UnitGaussian:
+    """Normal of unit variance around mean [..., n]; its log-densities are means over the last axis, not sums, so that
+    the weight of a loss does not depend on n."""
+
+    mean: jax.Array
+
+    def log_prob(self, value: Float[Array, "... n"]) -> Float[Array, "..."]:
+        return -jnp.mean(0.5 * jnp.square(value - self.mean), -1) - 0.5 * math.log(2 * math.pi)
+
+    def sample(self, key: Array) -> Float[Array, "... n"]:
+        return self.mean + jax.random.normal(key, self.mean.shape)
+
+
+@struct.dataclass
 class Mixture:
     """K diagonal normals: logits [..., K], need not be normalised; mean and log_std [..., K, n]."""
 
@@ -71,4 +85,4 @@ class Mixture:
         return Gaussian(pick(self.mean), pick(self.log_std)).sample(value_key)
 
 
-Distribution = Categorical | Gaussian | Mixture
+Distribution = Categorical | Gaussian | UnitGaussian | Mixture

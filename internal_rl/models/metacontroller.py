@@ -77,12 +77,23 @@ class Metacontroller(nnx.Module):
 
     def control(self, e: Float[Array, "... D"], latent: Float[Array, "... Z"]) -> Float[Array, "... D"]:
         """e + U(z) e: linear in e, no additive bias. For a rank r, U = B(z)^T A(z) / sqrt(D)."""
-        rank, weights = self.config.rank, self.hypernetwork(latent)
+        rank = self.config.rank
         if rank == 0:
-            full = weights.reshape(*weights.shape[:-1], self.width, self.width)
-            return e + jnp.einsum("...ij,...j->...i", full, e) / self.width
+            return e + self._apply_full(e, latent)
+        weights = self.hypernetwork(latent)
         a, b = jnp.split(weights.reshape(*weights.shape[:-1], 2 * rank, self.width), 2, -2)
         return e + apply_low_rank(a, b, e)
+
+    def _apply_full(self, e: Float[Array, "... D"], latent: Float[Array, "... Z"]) -> Float[Array, "... D"]:
+        """U(z) e / D for a full U, which is linear in the hypernetwork's hidden units: what each of them would do to e
+        is summed, so that no D x D matrix is formed for any step."""
+        first, last = self.hypernetwork.layers
+        hidden, kernel = jax.nn.relu(first(latent)), last.kernel[...].reshape(-1, self.width, self.width)
+        by_unit = (hidden[..., :, None] * e[..., None, :]).reshape(*e.shape[:-1], -1)
+        controlled = by_unit @ jnp.moveaxis(kernel, 1, 2).reshape(-1, self.width)
+        if last.bias is not None:
+            controlled += e @ last.bias[...].reshape(self.width, self.width).T
+        return controlled / self.width
 
     # --- whole sequences (discovery) ---------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ They are trained with the true subgoal of every step and activated in order in c
 the base model to unseen orders, no discovered latent will.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from envs.api import Environment
+from envs.api import Environment, TimeStep
 from internal_rl import checkpoint
 from internal_rl.config import Config
-from internal_rl.internal_env import ControlledEnv
+from internal_rl.driver import Driver
+from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.objectives import masked_mean
 from internal_rl.stages.collect import training_batches
 from internal_rl.stages.pretrain import load_base
@@ -58,7 +58,7 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
         base = nnx.merge(base_graph, base_params)
         e = base.unroll_lower(batch.observation, batch.first)
         prediction = base.unroll_upper(goal_control(params, e, subgoal), batch.first)
-        return prediction.action.log_prob(batch.action.astype(jnp.int32))
+        return prediction.action.log_prob(batch.action)
 
     def loss_fn(params: Any, step: jax.Array, base_params: Any, batch: Batch, subgoal: jax.Array):
         nll = -masked_mean(log_probs(params, base_params, batch, subgoal), batch.mask)
@@ -96,19 +96,22 @@ def load_controllers(config: Config, run_dir: Path) -> dict[str, jax.Array]:
     return checkpoint.restore(run_dir / "controllers" / "params", like)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 5))
 def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int):
-    controlled = ControlledEnv(env, nnx.merge(base_graph, base_params))
+    world = lambda base_params: ControlledEnv(env, nnx.merge(base_graph, base_params))
 
-    def advance(state: Any, t: jax.Array):
+    def act(parameters: Any, state: ControlledState, t: jax.Array):
+        base_params, params = parameters
         keys = jax.random.split(jax.random.fold_in(key, t + 1), episodes)
         subgoal = jax.vmap(lambda pinpad: pinpad.subgoal)(state.env.pinpad)
-        state = controlled.step(keys, state, goal_control(params, state.e, subgoal), t)
-        return state, None
+        state, action = world(base_params).act(keys, state, goal_control(params, state.e, subgoal), t)
+        return state, state.env, action
 
-    start = controlled.reset(jax.random.split(jax.random.fold_in(key, 0), episodes))
-    final, _ = jax.lax.scan(advance, start, jnp.arange(env.horizon))
-    return final.env.pinpad
+    def observe(parameters: Any, state: ControlledState, env_state: Any, timestep: TimeStep, t: jax.Array):
+        return world(parameters[0]).observe(state, env_state, timestep, t)
+
+    keys = jax.random.split(jax.random.fold_in(key, 0), episodes)
+    start = jax.jit(lambda base_params: world(base_params).reset(keys))(base_params)
+    return Driver(env, act, observe, env.horizon)((base_params, params), start).env.pinpad
 
 
 def measure(

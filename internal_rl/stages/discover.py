@@ -46,7 +46,7 @@ def steer(
     inference = metacontroller.infer(e, batch.mask, key)
     e = e if observation is None else base.unroll_lower(observation, batch.first)
     prediction = base.unroll_upper(metacontroller.control(e, inference.latent), batch.first)
-    return inference, prediction.action.log_prob(batch.action.astype(jnp.int32))
+    return inference, prediction.action.log_prob(batch.action)
 
 
 def splice(observation: Array, mask: Bool[Array, "B T"], key: Array, share: float) -> tuple[Array, Bool[Array, "B T"]]:
@@ -93,7 +93,7 @@ class Diagnostics:
 
     def __init__(self, config: Config, env: Environment, run_dir: Path, base_graph: Any, graphdef: Any):
         self.batch, self.labels = whole(load(run_dir / "data" / "valid", labels=True), DIAGNOSTIC_EPISODES)
-        self.base_log_probs = make_log_probs(base_graph)
+        self.base_log_probs, self.tolerance = make_log_probs(base_graph), config.discover.tolerance
         self.key = jax.random.fold_in(jax.random.key(config.seed), 77)
 
         @jax.jit
@@ -105,7 +105,7 @@ class Diagnostics:
             base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
             e = base.unroll_lower(batch.observation, batch.first)
             prediction = base.unroll_upper(metacontroller.control(e, latent), batch.first)
-            return prediction.action.log_prob(batch.action.astype(jnp.int32))
+            return prediction.action.log_prob(batch.action)
 
         @jax.jit
         def prior_latents(base_params: Any, params: Any, batch: Batch, key: jax.Array):
@@ -138,14 +138,14 @@ class Diagnostics:
             "base_nll": self._nll(self.base_log_probs(base_params, self.batch)),
             "kl": float(kl[mask].mean()),
             "kl_per_episode": float(kl.sum(1).mean()),
-            **switching_scores(np.asarray(inference.switch), self.labels["subgoal"], mask),
+            **switching_scores(np.asarray(inference.switch), self.labels["subgoal"], mask, self.tolerance),
             **yardsticks(self.labels, mask),
         }
 
     def codes(self, inference: Inference) -> Codes:
         """Latents of the completed segments."""
-        target = self.batch.target.astype(np.int64)
-        return segment_codes(np.asarray(inference.latent), self.labels["subgoal"], target, self.batch.mask)
+        labels = self.labels
+        return segment_codes(np.asarray(inference.latent), labels["subgoal"], labels["place"], self.batch.mask)
 
     def save(self, base_params: Any, params: Any, directory: Path) -> dict[str, Any]:
         """Store what the report draws; returns the accuracies of the codes."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -36,8 +35,8 @@ def pretraining_loss(graphdef: Any, weight: float) -> Callable[..., tuple[jax.Ar
 
     def loss_fn(params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         prediction = nnx.merge(graphdef, params).unroll(batch.observation, batch.first)
-        action = prediction.action.log_prob(batch.action.astype(jnp.int32))
-        target = prediction.target.log_prob(batch.target.astype(jnp.int32))
+        action = prediction.action.log_prob(batch.action)
+        target = prediction.target.log_prob(batch.target)
         loss, nll, target_nll = behaviour_loss(action, target, weight, batch.mask)
         return loss, {"loss": loss, "nll": nll, "next_observation_loss": target_nll}
 
@@ -58,7 +57,7 @@ def make_log_probs(graphdef: Any) -> Callable[[Any, Batch], np.ndarray]:
     @jax.jit
     def log_probs(params: Any, batch: Batch) -> jax.Array:
         prediction = nnx.merge(graphdef, params).unroll(batch.observation, batch.first)
-        return prediction.action.log_prob(batch.action.astype(jnp.int32))
+        return prediction.action.log_prob(batch.action)
 
     def all_log_probs(params: Any, batch: Batch) -> np.ndarray:
         count = len(batch.mask)
@@ -70,11 +69,9 @@ def make_log_probs(graphdef: Any) -> Callable[[Any, Batch], np.ndarray]:
 
 
 def yardsticks(labels: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:
-    """Exact NLLs of the best predictors of these very labels, nats a step."""
-    return {
-        "bayes_nll": float(-labels["bayes_log_prob"][mask].mean()),
-        "oracle_nll": float(-labels["oracle_log_prob"][mask].mean()),
-    }
+    """Exact NLLs of the best predictors of these very labels, nats a step; the Bayes filter's where it is known."""
+    names = {"bayes_nll": "bayes_log_prob", "oracle_nll": "oracle_log_prob"}
+    return {name: float(-labels[label][mask].mean()) for name, label in names.items() if label in labels}
 
 
 def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:

@@ -5,6 +5,7 @@ One algorithm and one code for both: they differ only in the decision environmen
 
 import time
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
+from jaxtyping import Array
 
 from envs.api import Environment
 from internal_rl import checkpoint
 from internal_rl.config import Config
+from internal_rl.driver import Driver
 from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
 from internal_rl.models.policy import LatentPolicy, Policy, RawPolicy
 from internal_rl.models.proposal import Proposal
 from internal_rl.objectives import Surrogate, batch_relative_advantage, clipped_surrogate, global_norm
-from internal_rl.rollout import Decisions, Episodes, rollout
+from internal_rl.rollout import Carry, Decisions, Episodes, act, finish, observe, rollout, start
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.pretrain import load_base
 from internal_rl.stages.propose import load_proposal
@@ -55,7 +58,8 @@ def build_policy(config: Config, proposal: Proposal | None, rngs: nnx.Rngs) -> L
 
 
 class Learner:
-    """The pure functions of one algorithm on one task: `init`, `update`, `play`."""
+    """One algorithm on one task: the pure functions `init`, `play`, `learn` and `update` (which is both), and
+    `play_on_host` where the environment's physics runs there."""
 
     def __init__(self, config: Config, env: Environment, algorithm: Algorithm, graphs: dict[str, Any]):
         """env: with the post-training task. graphs: graphdefs of "base", "metacontroller", "policy" and, where the
@@ -68,6 +72,10 @@ class Learner:
         if algorithm == "raw_rl" and rl.head_only:
             parts: dict[Hashable, Any] = {"head": self.optimiser, "rest": optax.set_to_zero()}
             self.optimiser = optax.partition(parts, _label_head)
+        if env.on_host:
+            self._start = jax.jit(self._first_carry, static_argnums=3)
+            self._finish = jax.jit(lambda carry, frozen: finish(self.decision_env(frozen), carry))
+            self._driver = Driver(env, self._act, self._observe, env.horizon, compact=True)
 
     def init(self, key: jax.Array, frozen: Frozen) -> LearnerState:
         """A learner before its first update. The raw policy starts as the base model."""
@@ -97,15 +105,38 @@ class Learner:
         keys = jax.random.split(key, episodes)
         return rollout(self.decision_env(frozen), self.policy(params), keys, self.num_slots, compact)
 
+    def play_on_host(self, params: Any, frozen: Frozen, key: jax.Array, episodes: int) -> Episodes:
+        """The same, by a Python loop."""
+        return self._finish(self._driver((params, frozen), self._start(params, frozen, key, episodes)), frozen)
+
+    def player(self) -> Callable[[Any, Frozen, Array, int], Episodes]:
+        """The one of the two that this environment needs, compiled."""
+        return self.play_on_host if self.env.on_host else jax.jit(self.play, static_argnums=3)
+
+    def _first_carry(self, params: Any, frozen: Frozen, key: jax.Array, episodes: int) -> Carry:
+        keys = jax.random.split(key, episodes)
+        return start(self.decision_env(frozen), self.policy(params), keys, self.num_slots)
+
+    def _act(self, parameters: tuple[Any, Frozen], carry: Carry, t: jax.Array):
+        params, frozen = parameters
+        return act(self.decision_env(frozen), self.policy(params), carry, t)
+
+    def _observe(self, parameters: tuple[Any, Frozen], carry: Carry, *answer: Any) -> Carry:
+        return observe(self.decision_env(parameters[1]), carry, *answer)
+
     def update(self, state: LearnerState, frozen: Frozen, key: jax.Array) -> tuple[LearnerState, dict[str, jax.Array]]:
-        """Play a batch and take `epochs` times `minibatches` clipped steps on it.
+        """Play a batch and learn from it."""
+        return self.learn(state, self.play(state.params, frozen, key, self.config.reinforce.batch_size))
+
+    def learn(self, state: LearnerState, episodes: Episodes) -> tuple[LearnerState, dict[str, jax.Array]]:
+        """Take `epochs` times `minibatches` clipped steps on a batch.
 
         Where all returns are equal every advantage, hence the gradient, is exactly zero: nothing is computed.
         """
-        episodes = self.play(state.params, frozen, key, self.config.reinforce.batch_size)
         advantage = batch_relative_advantage(episodes.returns)
         informative = episodes.returns.max() > episodes.returns.min()
-        learn = lambda params, optimiser: self._learn(params, optimiser, episodes.decisions, advantage)
+        decisions = replace(episodes.decisions, mask=episodes.decisions.mask & episodes.usable[:, None])
+        learn = lambda params, optimiser: self._learn(params, optimiser, decisions, advantage)
         skip = lambda params, optimiser: (params, optimiser, Surrogate(*jnp.zeros(3)), jnp.float32(0))
         params, optimiser, surrogate, grad_norm = jax.lax.cond(informative, learn, skip, state.params, state.optimiser)
         metrics = {
@@ -117,6 +148,7 @@ class Learner:
             "clip_fraction": surrogate.clip_fraction,
             "grad_norm": grad_norm,
             "updated": informative,
+            **{name: values.mean() for name, values in episodes.ending.items()},
         }
         if self.algorithm == "internal_rl":
             metrics["policy_std"] = jnp.exp(params["log_std"]).mean()
@@ -199,9 +231,15 @@ def train_seeds(
     keys = jnp.stack([seed_key(config, algorithm, seed) for seed in seeds])
     over_seeds = jax.vmap if len(seeds) > 1 else _single
     init = jax.jit(over_seeds(lambda key: learner.init(jax.random.fold_in(key, 0), frozen)))
-    one_update = lambda state, key, n: learner.update(state, frozen, jax.random.fold_in(key, n))
-    update = jax.jit(over_seeds(one_update, (0, 0, None)))
-    test = jax.jit(over_seeds(lambda params, key: test_success(learner, params, frozen, key)))
+    test_one = lambda params, key: test_success(learner, params, frozen, key)
+    if learner.env.on_host:
+        learn = jax.jit(learner.learn)
+        play = lambda params, key: learner.play_on_host(params, frozen, key, rl.batch_size)
+        one_update = lambda state, key, n: learn(state, play(state.params, jax.random.fold_in(key, n)))
+        update, test = over_seeds(one_update, (0, 0, None)), over_seeds(test_one)
+    else:
+        one_update = lambda state, key, n: learner.update(state, frozen, jax.random.fold_in(key, n))
+        update, test = jax.jit(over_seeds(one_update, (0, 0, None))), jax.jit(over_seeds(test_one))
 
     name = "-".join(map(str, seeds))
     running, updates = run_dir / algorithm / f"seed_{name}" / "running", rl.episodes // rl.batch_size
@@ -249,7 +287,8 @@ def _single(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any
 def test_success(learner: Learner, params: Any, frozen: Frozen, key: jax.Array) -> jax.Array:
     """Success over `test_episodes` fresh episodes, latents and actions sampled; the key fixes the episodes."""
     episodes = learner.config.reinforce.test_episodes
-    return learner.play(params, frozen, jax.random.fold_in(key, 999_999_999), episodes).success.mean()
+    play = learner.play_on_host if learner.env.on_host else learner.play
+    return play(params, frozen, jax.random.fold_in(key, 999_999_999), episodes).success.mean()
 
 
 def load_policy(config: Config, learner: Learner, frozen: Frozen, run_dir: Path, rl_seed: int) -> Any:

@@ -34,6 +34,7 @@ def expert_episode(env, expert, key):
             "entered": timestep.entered,
             "success": timestep.success,
             "cell": after.agent,
+            "oracle": expert.log_prob(plan, before, label),
         }
 
     _, steps = jax.lax.scan(step, state, jax.random.split(act_key, env.horizon))
@@ -43,7 +44,6 @@ def expert_episode(env, expert, key):
         "task": state.pinpad.task,
         "cells": cells,
         "bayes": expert.bayes_log_prob(plan, state.objects, cells, steps["label"]),
-        "oracle": expert.oracle_log_prob(plan, cells[:-1], steps["label"], steps["subgoal"]),
         "clean": plan.expert[steps["subgoal"], cells[:-1]],
         "labels": plan.labels[steps["subgoal"], cells[:-1]],
     }

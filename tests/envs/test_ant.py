@@ -285,7 +285,7 @@ def test_a_vector_of_ants():
 
 def test_a_picture_shows_colours_walls_and_the_ant(world):
     state, _ = world.start(LAYOUT, position(-2.0, 0.0), jnp.zeros(14), jnp.array([0, 1]), 2)  # in cell 3
-    picture = frame(world, state, pixels=90)
+    picture = frame(world, state.qpos, state.objects, pixels=90)
     assert (picture.shape, picture.dtype) == ((90, 90, 3), np.uint8)
     middle = lambda cell: tuple(picture[30 * (cell // 3) + 15, 30 * (cell % 3) + 22].tolist())
     assert (middle(2), middle(6), middle(4)) == (PALETTE[0], PALETTE[1], (120, 120, 120))

@@ -57,11 +57,12 @@ def test_a_world_of_dense_vectors_gets_gaussian_heads(
     world = SimpleNamespace(observation_spec=Dense(5), action_spec=Dense(3), target_spec=Dense(2))
     model = Backbone(world, config.model, make_rngs())
     model.action_head.log_std[...] = np.array([0.1, -0.2, 0.3], np.float32)
-    model.target_head.log_std[...] = np.array([0.4, -0.5], np.float32)
     prediction = check_steps(model, normal(2, LENGTH, 5), assert_close)
     assert prediction.action.mean.shape == (2, LENGTH, 3)
     np.testing.assert_array_equal(prediction.action.log_std[1, 2], np.array([0.1, -0.2, 0.3], np.float32))
     assert prediction.action.log_prob(np.zeros((2, LENGTH, 3))).shape == (2, LENGTH)
+    errors = np.square(np.asarray(prediction.target.mean) - 1).mean(-1)  # of the next observation: unit variance
+    assert_close(-prediction.target.log_prob(np.ones((2, LENGTH, 2))), errors / 2 + np.log(2 * np.pi) / 2)
 
 
 def test_the_cut_divides_the_blocks(

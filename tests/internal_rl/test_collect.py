@@ -42,6 +42,8 @@ def test_generated_episodes_replay_in_the_world(generate: Callable, env: GridWor
         np.testing.assert_array_equal(record["observation"][mask, t], np.asarray(seen.observation)[mask])
         subgoal = np.asarray(jax.vmap(lambda pinpad: pinpad.subgoal)(state.pinpad))
         np.testing.assert_array_equal(record["subgoal"][mask, t], subgoal[mask])
+        place = np.asarray(state.objects)[np.arange(EPISODES), subgoal]
+        np.testing.assert_array_equal(record["place"][mask, t], place[mask])
         state, seen = step(state, record["action"][:, t])
         np.testing.assert_array_equal(record["target"][mask, t], np.asarray(seen.target)[mask])
         succeeded |= np.asarray(seen.success)
@@ -63,10 +65,11 @@ def test_run_stores_every_split(
     config: Config, env: GridWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "CHUNK", EPISODES)
-    sizes = collect.run(config, env, tmp_path)
+    sizes = collect.run(config, env, env, tmp_path)
     train, valid = (load(tmp_path / "data" / split, labels=True) for split in ("train", "valid"))
     assert (len(train.length), len(valid.length)) == (6, 5)
-    assert sizes == {"episodes": 6, "mean_length": pytest.approx(len(train.action) / 6)}
+    of_expert = {f"success_{name}": 1.0 for name in ("collecting", "pretraining", "posttraining")}
+    assert sizes == {"episodes": 6, "mean_length": pytest.approx(len(train.action) / 6), **of_expert}
     assert {file.name for file in (tmp_path / "data").iterdir()} == {"train", "valid"}
     assert len(list((tmp_path / "data" / "train").glob("behaviour-*.npz"))) == 2  # 4 episodes a file
     assert set(valid.labels) == set(LABELS)
@@ -91,7 +94,7 @@ def test_splits_and_chunks_have_streams_of_their_own(
 
     monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: listening)
     monkeypatch.setattr(collect, "CHUNK", EPISODES)
-    collect.run(config, env, tmp_path)
+    collect.run(config, env, env, tmp_path)
     assert len(asked) == len(set(asked)) == 16  # two chunks of four for each split, some of them surplus
 
 
@@ -114,7 +117,7 @@ def test_on_the_fly_batches_are_a_pure_function_of_seed_and_step(config: Config,
 @pytest.mark.usefixtures("one_generator")
 def test_every_stage_gets_its_own_kind_of_batches(config: Config, env: GridWorld, tmp_path: Path) -> None:
     star = replace(config, discover=replace(config.discover, noise=0.0))
-    collect.run(star, env, tmp_path)
+    collect.run(star, env, env, tmp_path)
     assert {file.name for file in (tmp_path / "data").iterdir()} == {"train", "valid", "star"}
     of_stage = lambda config, stage: collect.training_batches(config, env, tmp_path, stage)
     train, stored = (load(tmp_path / "data" / split) for split in ("train", "star"))

@@ -68,11 +68,14 @@ def test_the_hypernetwork_has_biases_only_where_asked(make_metacontroller: Calla
     assert None not in [layer.bias for layer in biased.layers]
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 2), (0, WIDTH)])
 def test_control_is_linear_of_the_asked_rank(
-    make_metacontroller: Callable, normal: Callable, assert_close: Callable, rank: int, expected: int
+    make_metacontroller: Callable, normal: Callable, assert_close: Callable, rank: int, expected: int, bias: bool
 ) -> None:
-    metacontroller = make_metacontroller(rank=rank, hypernetwork_width=20)
+    metacontroller = make_metacontroller(rank=rank, hypernetwork_width=20, hypernetwork_bias=bias)
+    for layer in metacontroller.hypernetwork.layers if bias else ():
+        layer.bias[...] = normal(*layer.bias.shape, seed=8)
     latent = normal(LATENT, seed=4) * 3
     control = jax.jit(lambda e: metacontroller.control(e, jnp.broadcast_to(latent, (*e.shape[:-1], LATENT))))
     # rows e of the identity give rows e U^T

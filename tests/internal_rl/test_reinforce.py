@@ -246,7 +246,7 @@ def noise(key: jax.Array) -> jax.Array:
 class StubLearner:
     """Learns nothing, but every number it gives depends on its key and on all updates so far."""
 
-    algorithm = "raw_rl"
+    algorithm, env = "raw_rl", SimpleNamespace(on_host=False)
 
     def __init__(self, config: Config) -> None:
         self.config = config

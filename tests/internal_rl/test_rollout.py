@@ -15,6 +15,7 @@ from envs.gridworld import GridWorld
 from internal_rl import rollout as module
 from internal_rl.config import Config
 from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
+from internal_rl.internal_env import step as one_step
 from internal_rl.models.backbone import Backbone, episode_starts
 from internal_rl.models.policy import LatentInput, LatentPolicy, Policy, RawPolicy
 from internal_rl.models.proposal import Proposal
@@ -204,7 +205,7 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
     @jax.jit
     def step(keys: jax.Array, before: Any, latent: jax.Array, t: jax.Array) -> tuple[Any, ...]:
         spy = Spy(backbone)
-        after, seen = InternalEnv(env, spy, metacontroller).step(keys, before, latent, t)  # type: ignore[arg-type]
+        after, seen = one_step(InternalEnv(env, spy, metacontroller), keys, before, latent, t)  # type: ignore[arg-type]
         action = jax.vmap(jax.random.categorical)(keys, spy.prediction.action.logits)
         moved, _ = jax.vmap(env.step)(before.controlled.env, action)
         return after, seen, spy.prediction.action.logits, moved.agent

@@ -1,0 +1,185 @@
+"""The expert of the ant world (Table A3): one policy that follows arrows on the floor to whatever colour is next.
+
+Each cell carries the direction of the shortest grid path to the subgoal; the policy reads the arrow of its cell and how
+its body moves. The body looks the same after a quarter turn, so whatever the policy reads and says is turned
+until the arrow points ahead, within 45 degrees: walking one way is walking every way.
+`internal_rl.stages.expert` trains the policy, `expert.npz` holds it.
+"""
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from envs.ant import model
+from envs.ant.symmetry import QUARTER, rotation, turn_body, turn_legs_back, yaw
+from envs.ant.world import AntState, AntWorld, symlog
+from envs.api import NoiseKind
+from envs.gridworld import MOVES
+from envs.gridworld_expert import optimal_moves
+
+Params = dict[str, Any]  # arrays
+PARAMS = Path(__file__).with_name("expert.npz")
+DIRECTIONS = np.stack([MOVES[:, 1], -MOVES[:, 0]], 1).astype(np.float32)  # (x, y) of up, right, down, left
+NUM_FEATURES = 30
+FEATURE_LIMIT = 5.0  # normalised features are clipped here
+LEAST_STD = 0.08  # a floor: labels without spread would make the base model's density infinite
+
+
+@struct.dataclass
+class AntPlan:
+    """The solved layout of one episode. arrows: int32 [O, G * G], the move to make from each cell to each colour."""
+
+    arrows: jax.Array
+
+
+def make_plan(world: AntWorld, objects: Int[Array, "N"]) -> AntPlan:
+    """Arrows of a layout; of several shortest paths the first in the order up, right, down, left."""
+    next_cells = world.grid.next_cells(objects)
+    optimal = optimal_moves(world.grid, objects, next_cells, world.grid.distances(objects))
+    return AntPlan(jnp.argmax(optimal, -1).astype(jnp.int32))
+
+
+def features(world: AntWorld, plan: AntPlan, state: AntState) -> Float[Array, "30"]:
+    """What the expert reads, turned: symlog of height, vertical [3], joints [8] and velocities [14]; the arrow [2];
+    place within the cell along and across the arrow [2]."""
+    turns = turn(world, plan, state)
+    heading = rotation(yaw(state.qpos) + turns * QUARTER)
+    vertical, joints, velocities = turn_body(state.qpos, state.qvel, turns)
+    body = jnp.concatenate([state.qpos[2:3], vertical, joints, velocities])
+    cell, arrow = _arrow(world, plan, state)
+    along = jnp.asarray(DIRECTIONS)[arrow]
+    across = jnp.stack([-along[1], along[0]])
+    within = (state.qpos[:2] - world.centre(cell)) / (world.cell_size / 2)
+    return jnp.concatenate([symlog(body), heading @ along, jnp.stack([within @ along, within @ across])])
+
+
+def _arrow(world: AntWorld, plan: AntPlan, state: AntState) -> tuple[Array, Array]:
+    """(cell of the torso, the move that its arrow says)."""
+    cell, _ = world.cell(state.qpos[:2])
+    return cell, plan.arrows[state.pinpad.subgoal, cell]
+
+
+def turn(world: AntWorld, plan: AntPlan, state: AntState) -> Int[Array, ""]:
+    """Quarter turns from the torso's heading to the side that the arrow leaves by."""
+    along = jnp.asarray(DIRECTIONS)[_arrow(world, plan, state)[1]]
+    relative = jnp.arctan2(along[1], along[0]) - yaw(state.qpos)
+    return jnp.round(relative / QUARTER).astype(jnp.int32) % 4
+
+
+def progress(world: AntWorld, plan: AntPlan, before: AntState, after: AntState) -> Float[Array, ""]:
+    """The expert's reward: mean velocity of a control step along the arrow that it started on, m/s."""
+    along = jnp.asarray(DIRECTIONS)[_arrow(world, plan, before)[1]]
+    return (after.qpos[:2] - before.qpos[:2]) @ along / (world.frame_skip * model.TIMESTEP)
+
+
+# --- the network -----------------------------------------------------------------------------------------
+
+
+def init(key: Array, width: int, outputs: int, scale_last: float) -> Params:
+    """Two hidden layers of `width` and a linear one, whose weights have `scale_last` of the usual deviation."""
+    sizes = (NUM_FEATURES, width, width, outputs)
+    params: Params = {}
+    for layer, (inputs, size) in enumerate(pairwise(sizes)):
+        scale = scale_last if layer == 2 else 1.0
+        kernel = jax.random.normal(jax.random.fold_in(key, layer), (inputs, size))
+        params |= {f"kernel_{layer}": scale * kernel / inputs**0.5, f"bias_{layer}": jnp.zeros(size)}
+    return params
+
+
+def apply(params: Params, x: Float[Array, "... 30"]) -> Float[Array, "... outputs"]:
+    """The network on normalised features."""
+    for layer in range(2):
+        x = jax.nn.silu(x @ params[f"kernel_{layer}"] + params[f"bias_{layer}"])
+    return x @ params["kernel_2"] + params["bias_2"]
+
+
+def normalise(x: Float[Array, "... 30"], mean: Float[Array, "30"], std: Float[Array, "30"]) -> Array:
+    """Features in units of their deviations."""
+    return jnp.clip((x - mean) / std, -FEATURE_LIMIT, FEATURE_LIMIT)
+
+
+def torques(params: Params, x: Float[Array, "... 30"]) -> tuple[Float[Array, "... 8"], Float[Array, "... 8"]]:
+    """(mean within [-1, 1], log of the deviation) of the turned torques, for normalised features. There is one
+    deviation for hips and one for ankles."""
+    mean = jnp.tanh(apply(params, x))
+    return mean, jnp.broadcast_to(log_stds(params), mean.shape)
+
+
+def log_stds(params: Params) -> Float[Array, "8"]:
+    """Logs of the deviations."""
+    return jnp.tile(jnp.log(LEAST_STD + jnp.exp(params["log_std"])), 4)
+
+
+@cache
+def load(path: Path) -> Params:
+    """Parameters that `internal_rl.stages.expert` has written: network and normalisation of the features."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: np.asarray(value, np.float32) for name, value in file.items()}
+
+
+# --- the expert ------------------------------------------------------------------------------------------
+
+
+class AntExpert:
+    """Draws its torques from a normal around its mean. What is executed is perturbed by normal noise of deviation
+    `noise`: under "epsilon" that is the label too, under "injection" (DART, Laskey et al. 2017) the label is a fresh
+    draw of what the expert would have done.
+
+    mean_actions: executed and recorded are the means, without noise (the paper's D*).
+    """
+
+    perfect = False
+
+    def __init__(
+        self,
+        world: AntWorld,
+        noise: float = 0.0,
+        kind: NoiseKind = "none",
+        mean_actions: bool = False,
+        params: Params | None = None,
+    ):
+        """params: those that come with the repository, if None."""
+        if not 0 <= noise < 1:
+            raise ValueError(f"collect.noise={noise} is the deviation of a torque; use a value in [0, 1)")
+        self.world, self.mean_actions = world, mean_actions
+        self.kind: NoiseKind = kind
+        self.noise = 0.0 if kind == "none" else noise
+        self.params = load(PARAMS) if params is None else params
+
+    def plan(self, state: AntState) -> AntPlan:
+        """Solve the layout of `state`."""
+        return make_plan(self.world, state.objects)
+
+    def distribution(self, plan: AntPlan, state: AntState) -> tuple[Float[Array, "8"], Float[Array, "8"]]:
+        """(mean, log of the deviation) of the action."""
+        params = self.params
+        x = normalise(features(self.world, plan, state), params["feature_mean"], params["feature_std"])
+        mean, log_std = torques(params, x)  # the deviations are the same for all legs
+        mean = turn_legs_back(mean, turn(self.world, plan, state))
+        return self.world.action(state, mean), log_std
+
+    def act(self, key: Array, plan: AntPlan, state: AntState) -> tuple[Float[Array, "8"], Float[Array, "8"]]:
+        """Draw (executed action, recorded label)."""
+        mean, log_std = self.distribution(plan, state)
+        if self.mean_actions:
+            return mean, mean
+        draw_key, label_key, noise_key = jax.random.split(key, 3)
+        draw = lambda key: mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        executed = draw(draw_key) + self.noise * jax.random.normal(noise_key, mean.shape)
+        return executed, draw(label_key) if self.kind == "injection" else executed
+
+    def log_prob(self, plan: AntPlan, state: AntState, label: Float[Array, "8"]) -> Float[Array, ""]:
+        """Log-density of a label, nats: the expert's own."""
+        mean, log_std = self.distribution(plan, state)
+        return jax.scipy.stats.norm.logpdf(label, mean, jnp.exp(log_std)).sum()
+
+    def yardsticks(self, plan: AntPlan, start: AntState, targets: Array, labels: Array) -> dict[str, Array]:
+        """None: the best predictor without the task has no closed form here."""
+        return {}
