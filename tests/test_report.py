@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from internal_rl.analysis import animation, figures
 from internal_rl.analysis.figures import (
     between_groups,
     curve,

@@ -51,4 +51,4 @@ def frame(world: AntWorld, qpos: Any, objects: Any, pixels: int = 480) -> np.nda
             draw.line((*ends[0], *ends[1]), colour, round(thick))
             for x, y in ends:
                 draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), colour)
-    return np.asarray(image.resize((pixels, pixels), Image.Resampling.BOX))
+    return np.array(image.resize((pixels, pixels), Image.Resampling.BOX))
