@@ -64,6 +64,7 @@ class ModelConfig:
     scale: float = 1.0  # variance scale of inner layers
     scale_last: float = 0.1  # of the last map of a residual branch, and of the heads
     embedding_variance: float | None = 0.05  # of an entry of the multi-hot embedding; null: scale / inputs
+    action_std: str = "constant"  # of continuous actions: constant (learned, the same everywhere), state
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ CHOICES = {
     "env.observation": ("allocentric", "egocentric", "egocentric_hidden"),
     "collect.noise_kind": ("none", "epsilon", "injection"),
     "model.mixer": ("hawk", "transformer"),
+    "model.action_std": ("constant", "state"),
     "metacontroller.embedder": ("gru", "hawk"),
     "policy.mixer": ("gru", "hawk"),
     "tracker.wandb": ("auto", "online", "offline", "disabled"),

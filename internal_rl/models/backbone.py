@@ -18,6 +18,7 @@ from internal_rl.models.hawk import Hawk
 from internal_rl.models.layers import MLP, RMSNorm, linear, project
 from internal_rl.models.transformer import Attention
 
+LEAST_STD = 0.05  # of actions, where the covariance is a function of the state: densities stay finite
 Memory = Any  # the mixers' own memory types, one a block
 
 
@@ -41,21 +42,28 @@ class Embedding(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Residual stream -> distribution: categorical, or Gaussian with a learned diagonal covariance (of unit variance
-    where `learn_std` is False)."""
+    """Residual stream -> distribution: categorical, or Gaussian. `std` says of what diagonal covariance: "constant"
+    (learned, the same everywhere), "state" (a learned function of the residual stream) or "unit"."""
 
-    def __init__(self, spec: Discrete | Dense, config: ModelConfig, rngs: nnx.Rngs, learn_std: bool = True):
-        self.discrete, self.learn_std = isinstance(spec, Discrete), learn_std
+    def __init__(self, spec: Discrete | Dense, config: ModelConfig, rngs: nnx.Rngs, std: str):
+        self.kind = "discrete" if isinstance(spec, Discrete) else std
         size = spec.n if isinstance(spec, Discrete) else spec.size
         self.linear = linear(config.width, size, config.scale_last, rngs)
-        if learn_std and not self.discrete:
+        if self.kind != "discrete" and std != "unit":
             self.log_std = nnx.Param(jnp.zeros(size))
+        if self.kind == "state":
+            self.log_std_linear = linear(config.width, size, config.scale_last, rngs)
 
     def __call__(self, x: Float[Array, "... D"]) -> Distribution:
         y = self.linear(x)
-        if self.discrete:
+        if self.kind == "discrete":
             return Categorical(y)
-        return Gaussian(y, jnp.broadcast_to(self.log_std[...], y.shape)) if self.learn_std else UnitGaussian(y)
+        if self.kind == "unit":
+            return UnitGaussian(y)
+        log_std = jnp.broadcast_to(self.log_std[...], y.shape)
+        if self.kind == "state":
+            log_std = jnp.log(LEAST_STD + jnp.exp(log_std + self.log_std_linear(x)))
+        return Gaussian(y, log_std)
 
 
 class Block(nnx.Module):
@@ -89,8 +97,8 @@ class Backbone(nnx.Module):
         self.embedding = Embedding(env.observation_spec, config, rngs)
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.depth)])
         self.norm = RMSNorm(config.width)
-        self.action_head = Head(env.action_spec, config, rngs)
-        self.target_head = Head(env.target_spec, config, rngs, learn_std=False)
+        self.action_head = Head(env.action_spec, config, rngs, config.action_std)
+        self.target_head = Head(env.target_spec, config, rngs, "unit")
 
     def unroll_lower(self, observation: Array, first: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         """Residual stream at the cut. observation: [B, T, ...]; first: where episodes start."""

@@ -55,6 +55,9 @@ def test_a_world_of_dense_vectors_gets_gaussian_heads(
     config: Config, make_rngs: Callable, normal: Callable, assert_close: Callable
 ) -> None:
     world = SimpleNamespace(observation_spec=Dense(5), action_spec=Dense(3), target_spec=Dense(2))
+    check_steps(
+        Backbone(world, replace(config.model, action_std="state"), make_rngs()), normal(2, LENGTH, 5), assert_close
+    )
     model = Backbone(world, config.model, make_rngs())
     model.action_head.log_std[...] = np.array([0.1, -0.2, 0.3], np.float32)
     prediction = check_steps(model, normal(2, LENGTH, 5), assert_close)
@@ -103,10 +106,20 @@ def test_embedding_variance(config: Config, make_rngs: Callable) -> None:
 
 def test_heads_follow_the_spec(config: Config, make_rngs: Callable) -> None:
     x = np.ones((1, config.model.width), np.float32)
-    assert isinstance(Head(Discrete(4), config.model, make_rngs())(x), Categorical)
-    gaussian = Head(Dense(4), config.model, make_rngs())(x)
+    assert isinstance(Head(Discrete(4), config.model, make_rngs(), "state")(x), Categorical)
+    gaussian = Head(Dense(4), config.model, make_rngs(), "constant")(x)
     assert isinstance(gaussian, Gaussian)
     assert (np.asarray(gaussian.log_std) == 0).all()  # a learned covariance, one at the start
+
+
+def test_a_covariance_of_the_state_has_a_floor(config: Config, make_rngs: Callable, normal: Callable) -> None:
+    x = normal(3, config.model.width)
+    head = Head(Dense(4), config.model, make_rngs(), "state")
+    head.log_std[...] = np.array([0, 0, 0, -50], np.float32)
+    kernel = np.asarray(head.log_std_linear.kernel[...])
+    expected = 0.05 + np.exp(np.array([0, 0, 0, -50]) + x @ kernel)
+    np.testing.assert_allclose(np.exp(head(x).log_std), expected, rtol=1e-4)
+    assert np.ptp(np.asarray(head(x).log_std)[:, 0]) > 0.01
 
 
 def test_episode_starts() -> None:
