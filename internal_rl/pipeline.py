@@ -115,7 +115,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "success": [result["success"] for result in finished],
             "before": [result["before"] for result in finished],
         }
-        if (best := summary["expert"].get("success_posttraining", 1.0)) < 1:  # Fig. 8 divides by it
+        if 0 < (best := summary["expert"].get("success_posttraining", 1.0)) < 1:  # Fig. 8 divides by it
             summary[algorithm]["normalised_success"] = [result["success"] / best for result in finished]
     return {
         **summary,

@@ -12,7 +12,7 @@ runtime.setup()
 import sys
 
 from internal_rl.cli import hydra_main
-from internal_rl.config import Config, compose
+from internal_rl.config import Config
 
 
 def work(config: Config) -> None:
@@ -34,11 +34,10 @@ def work(config: Config) -> None:
         print(stop, file=sys.stderr)
         sys.exit(3)
     expert_picture(read_metrics(run.directory), run.directory / "curve.png")
-    paper = compose(["experiment=ant_paper"])
-    for tasks in (paper.env.tasks, paper.env.post_tasks):
-        world = make_env(paper, tasks)
+    for tasks in ("table_a2", config.env.post_tasks):
+        world = make_env(config, tasks)
         assert isinstance(world, AntWorld)
-        scores = expert.measure(run.directory / "expert.npz", world, paper.collect.expert_episodes)
+        scores = expert.measure(run.directory / "expert.npz", world, config.collect.expert_episodes)
         print(f"{tasks}: {scores}", flush=True)
 
 

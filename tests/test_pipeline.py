@@ -202,3 +202,17 @@ def test_bad_settings_end_before_any_work(tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert not (tmp_path / "x").exists()
+
+
+def test_the_expert_is_trained_drawn_and_measured(tmp_path: Path) -> None:
+    size = ["expert.steps=64", "expert.num_ants=8", "expert.unroll=4", "expert.width=8", "collect.expert_episodes=4"]
+    trained = script(
+        "expert", *size, "env.horizon=6", "collect.max_steps=6", f"run_dir={tmp_path}", "tracker.wandb=disabled"
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "table_a2: {'success': " in trained.stdout
+    assert "post_training_a2: {'success': " in trained.stdout
+    assert {"expert.npz", "curve.png"} <= {path.name for path in tmp_path.iterdir()}
+    refused = script("expert", "experiment=smoke", f"run_dir={tmp_path / 'grid'}")
+    assert refused.returncode == 2
+    assert "env.name=gridworld: only the ant has a trained expert" in refused.stderr

@@ -62,7 +62,7 @@ def test_log_writes_one_json_line(tmp_path: Path) -> None:
 
 
 def test_every_stage_has_one_x_axis() -> None:
-    assert {axis for axis, _ in METRICS.values()} == {"step", "episodes"}
+    assert {axis for axis, _ in METRICS.values()} == {"step", "episodes", "control_steps"}
     stages = {name.split("/")[0] for name in METRICS}
     assert len({(name.split("/")[0], axis) for name, (axis, _) in METRICS.items()}) == len(stages)
 
