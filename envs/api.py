@@ -88,7 +88,9 @@ class Environment(Protocol):
 
     def step(self, state: Any, action: jax.Array) -> tuple[Any, TimeStep]: ...
 
-    def make_expert(self, noise: float, kind: NoiseKind, mean_actions: bool = False) -> "Expert": ...
+    def make_expert(
+        self, noise: float, kind: NoiseKind, mean_actions: bool = False, detours: float = 0.0
+    ) -> "Expert": ...
 
     def ending(self, state: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Of the last state of an episode: whether the episode may be learned from, and numbers to log of it."""
@@ -108,9 +110,9 @@ class HostEpisodes(Protocol):
 class Expert(Protocol):
     """An expert of an environment that knows the hidden task of each episode.
 
-    `plan` is computed once an episode, `act` gives (executed action, recorded label), `log_prob` scores a label as a
-    predictor that knows the subgoal would. `yardsticks` scores the labels [T] of an episode as further exact predictors
-    would, from its first state and the targets of its T + 1 steps: log-probabilities [T] by name, maybe none.
+    `plan` is computed, and drawn, once an episode, `act` gives (executed action, recorded label), `log_prob` scores a
+    label as a predictor that knows the subgoal would. `yardsticks` scores the labels [T] of an episode as further exact
+    predictors would, from its first state and the targets of its T + 1 steps: log-probabilities [T] by name, maybe none.
     """
 
     @property
@@ -124,7 +126,7 @@ class Expert(Protocol):
         """Whether it completes every task, given the time."""
         ...
 
-    def plan(self, state: Any) -> Any: ...
+    def plan(self, key: jax.Array, state: Any) -> Any: ...
 
     def act(self, key: jax.Array, plan: Any, state: Any) -> tuple[jax.Array, jax.Array]: ...
 

@@ -165,12 +165,16 @@ class GridWorld:
 
     on_host = False
 
-    def make_expert(self, noise: float, kind: api.NoiseKind, mean_actions: bool = False) -> api.Expert:
-        """The shortest-path expert; raises ValueError for `mean_actions`, which discrete ones do not have."""
+    def make_expert(
+        self, noise: float, kind: api.NoiseKind, mean_actions: bool = False, detours: float = 0.0
+    ) -> api.Expert:
+        """The shortest-path expert; raises ValueError for `mean_actions` and `detours`, which are the ant's."""
         from envs.gridworld_expert import GridExpert  # it imports this module
 
         if mean_actions:
             raise ValueError("discover.mean_actions needs an environment of continuous actions")
+        if detours:
+            raise ValueError(f"collect.detours={detours} is for the ant; in the grid world set collect.noise")
         return GridExpert(self, noise, kind)
 
     def ending(self, state: GridState) -> tuple[jax.Array, dict[str, jax.Array]]:

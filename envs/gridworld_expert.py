@@ -38,6 +38,14 @@ def optimal_moves(env: GridWorld, objects: jax.Array, next_cells: jax.Array, dis
     return ~enters_other & (after == distances[..., None] - 1) & (after < UNREACHABLE)
 
 
+def safe_moves(env: GridWorld, objects: jax.Array, next_cells: jax.Array, distances: jax.Array) -> jax.Array:
+    """Moves that enter no colour and leave every colour within reach, bool [G * G, 4]: noise may make them."""
+    enters = next_cells[..., None] == objects[: env.num_colours]  # [C, 4, O]
+    moves = next_cells != jnp.arange(env.num_cells)[:, None]
+    harmless = (distances < UNREACHABLE).all(0)[next_cells]  # no pocket behind a colour
+    return harmless & ~(enters.any(-1) & moves)
+
+
 class GridExpert:
     """Uniform over optimal actions, with noise of probability `noise` a step.
 
@@ -56,17 +64,14 @@ class GridExpert:
         self.kind: NoiseKind = kind
         self.noise = 0.0 if kind == "none" else noise
 
-    def plan(self, state: GridState) -> GridPlan:
-        """Solve the layout of `state`."""
+    def plan(self, key: jax.Array, state: GridState) -> GridPlan:
+        """Solve the layout of `state`; nothing is drawn."""
         env = self.env
         next_cells = env.next_cells(state.objects)
         distances = env.map_distances[state.map_index] if env.num_maps else env.distances(state.objects)
         optimal = optimal_moves(env, state.objects, next_cells, distances)
-        enters = next_cells[..., None] == state.objects[: env.num_colours]  # [C, 4, O]
-        moves = next_cells != jnp.arange(env.num_cells)[:, None]
         expert = optimal / jnp.maximum(optimal.sum(-1, keepdims=True), 1)
-        harmless = (distances < UNREACHABLE).all(0)[next_cells]  # no noise into a pocket behind a colour
-        safe = harmless & ~(enters.any(-1) & moves)
+        safe = safe_moves(env, state.objects, next_cells, distances)
         count = safe.sum(-1, keepdims=True)
         random = safe / jnp.maximum(count, 1)
         executed = jnp.where(count > 0, (1 - self.noise) * expert + self.noise * random, expert)

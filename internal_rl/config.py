@@ -47,6 +47,7 @@ class CollectConfig:
     max_steps: int | None = None  # episodes are cut here; null: env.horizon
     noise: float = 0.0  # probability of a noisy step; the ant: deviation of the torques added
     noise_kind: str = "none"  # none, epsilon (label = executed action), injection (label = expert's action)
+    detours: float = 0.0  # share of the time for which the ant is led a random way; the label stays the expert's
     on_the_fly: bool = False  # generate training episodes on the device instead of storing them
     shard_episodes: int = 32_768  # episodes a file
     successful_only: bool = False  # keep only episodes in which the expert completed its task
@@ -298,6 +299,11 @@ def validate(config: Config) -> Config:
         (collect.noise > 0) == (collect.noise_kind != "none"),
         f"collect.noise={collect.noise} and collect.noise_kind={collect.noise_kind} disagree; "
         "set noise_kind to epsilon or injection together with noise > 0",
+    )
+    require(0 <= collect.detours < 1, f"collect.detours={collect.detours} is a share in [0, 1)")
+    require(
+        collect.detours == 0 or collect.noise_kind == "injection",
+        f"collect.detours={collect.detours} needs collect.noise_kind=injection: the label is not what is executed",
     )
     steps = collect.max_steps or config.env.horizon
     require(steps <= config.env.horizon, f"collect.max_steps={steps} exceeds env.horizon={config.env.horizon}")

@@ -40,7 +40,9 @@ def main() -> None:
             print(
                 f"{arguments.algorithm} seed {rl_seed} on {run.config.env.post_tasks}: "
                 f"success {float(episodes.success.mean()):.3f}, steps {float(episodes.length.mean()):.1f}, "
-                f"decisions {float(episodes.num_decisions.mean()):.1f} ({arguments.episodes} episodes)"
+                f"decisions {float(episodes.num_decisions.mean()):.1f}"
+                + "".join(f", {name} {float(share.mean()):.3f}" for name, share in episodes.ending.items())
+                + f" ({arguments.episodes} episodes)"
             )
     except (ConfigError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -161,8 +161,27 @@ def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):
     text = (page / "README.md").read_text()
     assert text.startswith("# Smoke")
     assert line in text
-    assert all((page / name).exists() for name in re.findall(r"\]\(([^)]+\.png)\)", text))
+    pictures = re.findall(r"\]\(([^)]+\.(?:png|gif))\)", text)
+    assert {name.rsplit(".")[-1] for name in pictures} == {"png", "gif"}
+    assert all((page / name).exists() for name in pictures)
     assert json.loads((page / "summary.json").read_text())["run"] == summary
+
+
+def test_aggregate_measures_by_an_imperfect_expert(run_dir, tmp_path):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    summary["base"] = {"nll": -2.5, "oracle_nll": -4.25}  # no Bayes filter
+    summary["internal_rl"]["success"] = [0.4, 0.5, 0.2]
+    for name, expert in (("good", 0.8), ("poor", 0.5), ("none", 0.0)):
+        summary["expert"]["success_posttraining"] = expert
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    lines = script("aggregate", str(tmp_path)).stdout.splitlines()
+    row = {line.split(" | ")[0]: line for line in lines}
+    assert "|  | +1.750 |" in row["| good"]
+    assert row["| good"].endswith("| 0.800 | 0.500 |")
+    assert row["| poor"].endswith("| 0.500 | 0.800 |")
+    assert row["| none"].endswith("| 0.000 |  |")
+    assert lines[-1].startswith("1 of 3 runs")
 
 
 def test_load_run_replaces_settings_of_the_environment(run_dir):

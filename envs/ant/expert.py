@@ -22,28 +22,45 @@ from envs.ant.symmetry import QUARTER, rotation, turn_body, turn_legs_back, yaw
 from envs.ant.world import AntState, AntWorld, symlog
 from envs.api import NoiseKind
 from envs.gridworld import MOVES
-from envs.gridworld_expert import optimal_moves
+from envs.gridworld_expert import optimal_moves, safe_moves
 
 Params = dict[str, Any]  # arrays
 PARAMS = Path(__file__).with_name("expert.npz")
 DIRECTIONS = np.stack([MOVES[:, 1], -MOVES[:, 0]], 1).astype(np.float32)  # (x, y) of up, right, down, left
 NUM_FEATURES = 30
 FEATURE_LIMIT = 5.0  # normalised features are clipped here
+DETOUR_STEPS = 24  # control steps of a detour: about half a cell
 LEAST_STD = 0.08  # a floor: labels without spread would make the base model's density infinite
 
 
 @struct.dataclass
 class AntPlan:
-    """The solved layout of one episode. arrows: int32 [O, G * G], the move to make from each cell to each colour."""
+    """The solved layout of one episode.
+
+    arrows: int32 [O, G * G], the move to make from each cell to each colour; of several shortest paths the first in the
+    order up, right, down, left. safe: bool [G * G, 4], moves that a detour may make. detours: int32, the way that the
+    ant is led during each DETOUR_STEPS control steps of the episode, -1 where it follows the arrows.
+    """
 
     arrows: jax.Array
+    safe: jax.Array
+    detours: jax.Array
 
 
 def make_plan(world: AntWorld, objects: Int[Array, "N"]) -> AntPlan:
-    """Arrows of a layout; of several shortest paths the first in the order up, right, down, left."""
-    next_cells = world.grid.next_cells(objects)
-    optimal = optimal_moves(world.grid, objects, next_cells, world.grid.distances(objects))
-    return AntPlan(jnp.argmax(optimal, -1).astype(jnp.int32))
+    """Solve a layout; no detours."""
+    next_cells, distances = world.grid.next_cells(objects), world.grid.distances(objects)
+    arrows = jnp.argmax(optimal_moves(world.grid, objects, next_cells, distances), -1).astype(jnp.int32)
+    spells = -(-world.horizon // DETOUR_STEPS)
+    leaves = next_cells != jnp.arange(world.grid.num_cells)[:, None]  # a bump would end the ant's episode
+    safe = safe_moves(world.grid, objects, next_cells, distances) & leaves
+    return AntPlan(arrows, safe, jnp.full(spells, -1, jnp.int32))
+
+
+def led(plan: AntPlan, t: Int[Array, ""]) -> AntPlan:
+    """The plan whose arrows show the way that the ant is led at control step t, wherever that is safe."""
+    way = plan.detours[jnp.minimum(t // DETOUR_STEPS, len(plan.detours) - 1)]
+    return plan.replace(arrows=jnp.where((way >= 0) & plan.safe[:, way], way, plan.arrows))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def features(world: AntWorld, plan: AntPlan, state: AntState) -> Float[Array, "30"]:
@@ -130,7 +147,9 @@ def load(path: Path) -> Params:
 class AntExpert:
     """Draws its torques from a normal around its mean. What is executed is perturbed by normal noise of deviation
     `noise`: under "epsilon" that is the label too, under "injection" (DART, Laskey et al. 2017) the label is a fresh
-    draw of what the expert would have done.
+    draw of what the expert would have done. Then the ant may also be led astray: for a share `detours` of the time
+    what is executed follows arrows that show one random way, where that enters no colour and no wall. Where an ant is
+    and how it moves then says less about where it is bound for, as it does under the grid world's noise.
 
     mean_actions: executed and recorded are the means, without noise (the paper's D*).
     """
@@ -143,19 +162,26 @@ class AntExpert:
         noise: float = 0.0,
         kind: NoiseKind = "none",
         mean_actions: bool = False,
+        detours: float = 0.0,
         params: Params | None = None,
     ):
         """params: those that come with the repository, if None."""
         if not 0 <= noise < 1:
             raise ValueError(f"collect.noise={noise} is the deviation of a torque; use a value in [0, 1)")
-        self.world, self.mean_actions = world, mean_actions
+        if detours and kind != "injection":
+            raise ValueError(f"collect.detours={detours} needs collect.noise_kind=injection, not {kind}")
+        self.world, self.mean_actions, self.detours = world, mean_actions, detours
         self.kind: NoiseKind = kind
         self.noise = 0.0 if kind == "none" else noise
         self.params = load(PARAMS) if params is None else params
 
-    def plan(self, state: AntState) -> AntPlan:
-        """Solve the layout of `state`."""
-        return make_plan(self.world, state.objects)
+    def plan(self, key: Array, state: AntState) -> AntPlan:
+        """Solve the layout of `state`, draw the detours."""
+        plan = make_plan(self.world, state.objects)
+        led_key, way_key = jax.random.split(key)
+        is_led = jax.random.bernoulli(led_key, self.detours, plan.detours.shape)
+        way = jax.random.randint(way_key, plan.detours.shape, 0, 4)
+        return plan.replace(detours=jnp.where(is_led, way, -1))  # pyright: ignore[reportAttributeAccessIssue]
 
     def distribution(self, plan: AntPlan, state: AntState) -> tuple[Float[Array, "8"], Float[Array, "8"]]:
         """(mean, log of the deviation) of the action."""
@@ -171,9 +197,10 @@ class AntExpert:
         if self.mean_actions:
             return mean, mean
         draw_key, label_key, noise_key = jax.random.split(key, 3)
-        draw = lambda key: mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-        executed = draw(draw_key) + self.noise * jax.random.normal(noise_key, mean.shape)
-        return executed, draw(label_key) if self.kind == "injection" else executed
+        draw = lambda key, mean: mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+        followed = self.distribution(led(plan, state.t), state)[0] if self.detours else mean
+        executed = draw(draw_key, followed) + self.noise * jax.random.normal(noise_key, mean.shape)
+        return executed, draw(label_key, mean) if self.kind == "injection" else executed
 
     def log_prob(self, plan: AntPlan, state: AntState, label: Float[Array, "8"]) -> Float[Array, ""]:
         """Log-density of a label, nats: the expert's own."""

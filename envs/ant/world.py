@@ -222,11 +222,13 @@ class AntWorld:
 
         return NativeAnts(self, num_episodes, threads)
 
-    def make_expert(self, noise: float, kind: api.NoiseKind, mean_actions: bool = False) -> api.Expert:
+    def make_expert(
+        self, noise: float, kind: api.NoiseKind, mean_actions: bool = False, detours: float = 0.0
+    ) -> api.Expert:
         """The trained expert that comes with the repository."""
         from envs.ant.expert import AntExpert  # it imports this module
 
-        return AntExpert(self, noise, kind, mean_actions)
+        return AntExpert(self, noise, kind, mean_actions, detours)
 
     # --- geometry ----------------------------------------------------------------------------------------
 

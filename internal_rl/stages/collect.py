@@ -33,7 +33,8 @@ def make_expert(env: Environment, config: Config, noise: float | None = None) ->
     """The expert that the `collect` settings describe; `noise` overrides its noise (D*)."""
     mean_actions = noise is not None and config.discover.mean_actions
     noise = config.collect.noise if noise is None else noise
-    return env.make_expert(noise, cast(NoiseKind, config.collect.noise_kind) if noise else "none", mean_actions)
+    kind, detours = (config.collect.noise_kind, config.collect.detours) if noise else ("none", 0.0)
+    return env.make_expert(noise, cast(NoiseKind, kind), mean_actions, detours)
 
 
 def make_generator(
@@ -49,7 +50,7 @@ def make_generator(
     def start(key: jax.Array) -> dict[str, Any]:
         reset_key, act_key = jax.random.split(key)
         state, timestep = env.reset(reset_key)
-        plan, keys = expert.plan(state), jax.random.split(act_key, max_steps)
+        plan, keys = expert.plan(jax.random.fold_in(act_key, max_steps), state), jax.random.split(act_key, max_steps)
         at_start = {"start": state, "plan": plan, "keys": keys, "first_target": timestep.target}
         return {"state": state, "timestep": timestep, "success": jnp.bool_(False), "record": {}, **at_start}
 
@@ -166,6 +167,7 @@ def collect_split(config: Config, env: Environment, directory: Path, split: str)
         "seed": config.seed,
         "noise": expert.noise,
         "noise_kind": expert.kind,
+        "detours": collect.detours if expert.noise else 0.0,
         "max_steps": collect.max_steps or env.horizon,
         "env": vars(config.env),
         "versions": versions(),

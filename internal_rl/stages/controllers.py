@@ -111,15 +111,17 @@ def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key:
 
     keys = jax.random.split(jax.random.fold_in(key, 0), episodes)
     start = jax.jit(lambda base_params: world(base_params).reset(keys))(base_params)
-    return Driver(env, act, observe, env.horizon)((base_params, params), start).env.pinpad
+    return Driver(env, act, observe, env.horizon)((base_params, params), start).env
 
 
 def measure(
     env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int
 ) -> dict[str, Any]:
     """Success of the true-goal controllers on the task of `env`, and for each of its transitions the share of
-    the episodes that reached it and then made it, under "position: from>to"."""
-    pinpad = _play(env, base_graph, base_params, params, key, episodes)
+    the episodes that reached it and then made it, under "position: from>to"; and what the environment says of how
+    they ended."""
+    last = _play(env, base_graph, base_params, params, key, episodes)
+    pinpad, (_, endings) = last.pinpad, jax.vmap(env.ending)(last)
     task, reached = np.asarray(pinpad.task)[0], np.asarray(pinpad.index)
     task = task[task >= 0]
     by_transition = {}
@@ -127,4 +129,8 @@ def measure(
         came = int((reached >= position).sum())
         name = f"{position}: {task[position - 1]}>{colour}" if position else f"0: start>{colour}"
         by_transition[name] = float((reached > position).sum() / came) if came else None
-    return {"success": float((reached == len(task)).mean()), "by_transition": by_transition}
+    return {
+        "success": float((reached == len(task)).mean()),
+        "by_transition": by_transition,
+        **{name: float(share.mean()) for name, share in endings.items()},
+    }

@@ -240,7 +240,7 @@ def measure(path: Path, world: AntWorld, episodes: int, seed: int = 0) -> dict[s
     expert = ant.AntExpert(world, params=ant.load(path))
     host = world.make_host(episodes)
     state, _ = host.reset(jax.random.split(jax.random.key(seed), episodes))
-    plan = jax.jit(jax.vmap(expert.plan))(state)
+    plan = jax.jit(jax.vmap(expert.plan, (None, 0)))(jax.random.key(seed), state)
     act = jax.jit(jax.vmap(lambda key, plan, state: expert.act(key, plan, state)[0]))
     for t in range(world.horizon):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), t), episodes)

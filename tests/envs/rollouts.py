@@ -21,7 +21,7 @@ def expert_episode(env, expert, key):
     """
     reset_key, act_key = jax.random.split(key)
     state, _ = env.reset(reset_key)
-    plan = expert.plan(state)
+    plan = expert.plan(jax.random.key(0), state)
 
     def step(before, key):
         action, label = expert.act(key, plan, before)
@@ -55,7 +55,7 @@ def expert_episodes(env, expert, num_episodes, seed=0):
 
 def expert_policy(expert):
     def begin(state):
-        plan = expert.plan(state)
+        plan = expert.plan(jax.random.key(0), state)
         return lambda key, state: expert.act(key, plan, state)[0]
 
     return begin

@@ -143,7 +143,7 @@ def test_the_egocentric_world_numbers_legs_by_where_they_point(place: Callable) 
     np.testing.assert_allclose(qpos[1:, :2], np.stack([qpos[0, :2]] * 4), atol=1e-4)  # and all went the same way
     assert np.abs(qpos[0, :2]).max() > 1e-3
     expert = AntExpert(world)
-    plan = expert.plan(states[0])
+    plan = expert.plan(jax.random.key(0), states[0])
     means = [np.asarray(expert.distribution(plan, state)[0]) for state in states]
     np.testing.assert_allclose(np.stack(means[1:]), np.stack([means[0]] * 4), atol=1e-4)
 
@@ -170,7 +170,7 @@ def draws(world: AntWorld) -> Callable[..., tuple[np.ndarray, np.ndarray, AntExp
     def make(*settings: Any) -> tuple[np.ndarray, np.ndarray, AntExpert, Any]:
         expert = AntExpert(world, *settings)
         state, _ = world.reset(jax.random.key(1))
-        plan = expert.plan(state)
+        plan = expert.plan(jax.random.key(0), state)
         keys = jax.random.split(jax.random.key(2), 4_096)
         executed, label = jax.vmap(expert.act, (0, None, None))(keys, plan, state)
         return np.asarray(executed), np.asarray(label), expert, (plan, state)
@@ -202,6 +202,48 @@ def test_noise_is_executed_and_only_epsilon_records_it(draws: Callable) -> None:
     assert (label.std(0) > 0.5).all()
 
 
+def test_detours_lead_only_where_it_is_safe(world: AntWorld, place: Callable) -> None:
+    right = 1
+    plan = ant.make_plan(world, jnp.array(OBJECTS))
+    assert (np.asarray(plan.detours) == -1).all()
+    assert np.asarray(plan.safe).tolist()[1] == [False, True, False, False]  # between the border and both colours
+    plan = plan.replace(detours=plan.detours.at[1].set(right))
+    arrows = [np.asarray(ant.led(plan, jnp.int32(t)).arrows) for t in (0, 23, 24, 47, 48, 100_000)]
+    for t in (0, 1, 4, 5):
+        np.testing.assert_array_equal(arrows[t], plan.arrows)
+    safely = np.asarray(plan.safe)[:, right]
+    for t in (2, 3):
+        np.testing.assert_array_equal(arrows[t][:, safely], right)
+        np.testing.assert_array_equal(arrows[t][:, ~safely], np.asarray(plan.arrows)[:, ~safely])
+    assert 0 < safely.sum() < 9
+
+
+def test_detours_are_executed_and_not_recorded(world: AntWorld, place: Callable) -> None:
+    """Led to the right where the arrow says up, each quarter of the body does what its neighbour would."""
+    expert = AntExpert(world, 0.01, "injection", False, 0.5)
+    state = place(x=-2.0, y=-2.0, yaw=0.2)  # bottom left, on the way up
+    plans = jax.vmap(expert.plan, (0, None))(jax.random.split(jax.random.key(0), 4_096), state)
+    assert float((plans.detours >= 0).mean()) == pytest.approx(0.5, abs=0.02)
+    assert np.bincount(np.asarray(plans.detours[plans.detours >= 0])).min() > 0.11 * plans.detours.size
+    plan = ant.make_plan(world, jnp.array(OBJECTS))
+    led_right = plan.replace(detours=plan.detours.at[0].set(1))
+    keys = jax.random.split(jax.random.key(2), 2_048)
+    act = lambda plan: map(np.asarray, jax.vmap(expert.act, (0, None, None))(keys, plan, state))
+    (straight, label), (astray, label_astray) = act(plan), act(led_right)
+    np.testing.assert_allclose(label_astray, label)
+    follows = lambda plan: np.asarray(expert.distribution(plan, state)[0])
+    up, right = follows(plan), follows(plan.replace(arrows=jnp.full_like(plan.arrows, 1)))
+    assert np.abs(up - right).max() > 0.3
+    np.testing.assert_allclose(straight.mean(0), up, atol=0.02)
+    np.testing.assert_allclose(astray.mean(0), right, atol=0.02)
+    np.testing.assert_allclose(label_astray.mean(0), up, atol=0.02)
+
+
+def test_detours_need_injection(world: AntWorld) -> None:
+    with pytest.raises(ValueError, match=r"collect\.detours=0\.5 needs collect\.noise_kind=injection, not epsilon"):
+        AntExpert(world, 0.1, "epsilon", False, 0.5)
+
+
 def test_mean_actions(draws: Callable) -> None:
     executed, label, expert, where = draws(0.0, "none", True)
     np.testing.assert_array_equal(executed, label)
@@ -220,7 +262,7 @@ def test_the_expert_that_comes_with_the_repository_solves_its_tasks() -> None:
     expert, count = world.make_expert(0.0, "none"), 128
     host = world.make_host(count)
     state, timestep = host.reset(jax.random.split(jax.random.key(11), count))
-    plan = jax.jit(jax.vmap(expert.plan))(state)
+    plan = jax.jit(jax.vmap(expert.plan, (None, 0)))(jax.random.key(0), state)
     act = jax.jit(jax.vmap(lambda key, plan, state: expert.act(key, plan, state)[0]))
     success, keys = np.zeros(count, bool), jax.random.split(jax.random.key(12), (world.horizon, count))
     for t in range(world.horizon):

@@ -19,7 +19,7 @@ KINDS = ["none", "epsilon", "injection"]
 def plan(env, objects, **noise):
     state, _ = env.start(jnp.array(objects), 0, jnp.array([0, 1]), 2)
     expert = GridExpert(env, **noise)
-    return expert, state, expert.plan(state)
+    return expert, state, expert.plan(jax.random.key(0), state)
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------
