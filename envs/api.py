@@ -112,7 +112,7 @@ class Expert(Protocol):
 
     `plan` is computed, and drawn, once an episode, `act` gives (executed action, recorded label), `log_prob` scores a
     label as a predictor that knows the subgoal would. `yardsticks` scores the labels [T] of an episode as further exact
-    predictors would, from its first state and the targets of its T + 1 steps: log-probabilities [T] by name, maybe none.
+    predictors would, from its first state and the targets of its T + 1 steps: log-probabilities [T] by name, or none.
     """
 
     @property

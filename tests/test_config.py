@@ -57,6 +57,8 @@ def test_wrong_type_is_refused_with_its_path():
         (["reinforce.minibatches=3", "reinforce.batch_size=1024"], r"must divide reinforce\.batch_size=1024"),
         (["discover.steps=0"], r"discover\.steps=0 must be positive"),
         (["discover.splice=2"], r"discover\.splice=2\.0 is a share"),
+        (["collect.detours=1"], r"collect\.detours=1\.0 is a share in \[0, 1\)"),
+        (["collect.detours=.2", "collect.noise_kind=epsilon"], r"collect\.detours=0\.2 needs .*noise_kind=injection"),
         (["propose.experts=65"], r"propose\.experts=65 must be 0 \(no proposal\) to propose\.candidates=64"),
         (["policy.gain=1.5"], r"policy\.gain=1\.5 .* need a proposal; set propose\.experts"),
         (["propose.experts=8", "reinforce.optim.weight_decay=.1"], r"would shrink the proposal's experts"),

@@ -64,7 +64,7 @@ def test_arrows_lead_around_walls_and_other_colours(world: AntWorld) -> None:
 def test_arrows_are_moves_of_the_grid_expert() -> None:
     world, grid = AntWorld(tasks="ring:3"), GridWorld(4, 4, 1, tasks="ring:3")
     state, _ = jax.vmap(grid.reset)(jax.random.split(jax.random.key(0), 20))
-    chances = np.asarray(jax.vmap(GridExpert(grid).plan)(state).expert)  # [20, O, C, 4]
+    chances = np.asarray(jax.vmap(GridExpert(grid).plan, (None, 0))(jax.random.key(0), state).expert)  # [20, O, C, 4]
     arrows = np.asarray(jax.vmap(lambda objects: ant.make_plan(world, objects))(state.objects).arrows)
     possible = chances.any(-1)
     assert possible.mean() > 0.5

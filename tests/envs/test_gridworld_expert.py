@@ -161,3 +161,10 @@ def test_with_one_task_both_yardsticks_are_the_entropy_of_the_expert(single_task
     entropy = -np.sum(chances * np.log(np.where(chances > 0, chances, 1)), -1).mean()
     assert entropy > 0.05
     assert abs(nll(episodes, "bayes") - entropy) < 0.02
+
+
+def test_settings_of_the_ant_are_refused(hand_world):
+    with pytest.raises(ValueError, match=r"discover\.mean_actions needs an environment of continuous actions"):
+        hand_world.make_expert(0.0, "none", mean_actions=True)
+    with pytest.raises(ValueError, match=r"collect\.detours=0\.1 is for the ant; in the grid world set collect\.noise"):
+        hand_world.make_expert(0.3, "injection", detours=0.1)
