@@ -1,7 +1,7 @@
 """The metacontroller (App. D.2): reads the residual stream, infers a latent, writes a low-rank perturbation back.
 
 Only the small recurrences (history, embedder, switch and latent) are scanned; encoder and decoder run parallel
-over time, and U is never formed as a D x D matrix where a rank is set.
+over time, and neither U nor its factors are ever formed for a step.
 """
 
 from typing import NamedTuple
@@ -76,24 +76,29 @@ class Metacontroller(nnx.Module):
         return jax.nn.sigmoid(self.switch_output(hidden)[..., 0])
 
     def control(self, e: Float[Array, "... D"], latent: Float[Array, "... Z"]) -> Float[Array, "... D"]:
-        """e + U(z) e: linear in e, no additive bias. For a rank r, U = B(z)^T A(z) / sqrt(D)."""
-        rank = self.config.rank
-        if rank == 0:
-            return e + self._apply_full(e, latent)
-        weights = self.hypernetwork(latent)
-        a, b = jnp.split(weights.reshape(*weights.shape[:-1], 2 * rank, self.width), 2, -2)
-        return e + apply_low_rank(a, b, e)
+        """e + U(z) e: linear in e, no additive bias. For a rank r, U = B(z)^T A(z) / sqrt(D), else a full U(z) / D.
 
-    def _apply_full(self, e: Float[Array, "... D"], latent: Float[Array, "... Z"]) -> Float[Array, "... D"]:
-        """U(z) e / D for a full U, which is linear in the hypernetwork's hidden units: what each of them would do to e
-        is summed, so that no D x D matrix is formed for any step."""
+        The maps are linear in the hypernetwork's hidden units: what each of them would do to e is summed, so that
+        neither U nor A and B are formed for any step; those would be far larger than e.
+        """
+        hidden, kernel = self._hypernetwork_parts(latent)
+        weigh = lambda x: (hidden[..., :, None] * x[..., None, :]).reshape(*x.shape[:-1], -1)  # by hidden unit
+        rank, width = self.config.rank, self.width
+        if rank == 0:
+            return e + weigh(e) @ jnp.moveaxis(kernel.reshape(-1, width, width), 1, 2).reshape(-1, width) / width
+        a, b = jnp.split(kernel.reshape(-1, 2 * rank, width), 2, 1)
+        by_unit = (e @ a.reshape(-1, width).T).reshape(*e.shape[:-1], -1, rank)
+        inner = (hidden[..., None] * by_unit).sum(-2)
+        return e + weigh(inner) @ b.reshape(-1, width) / jnp.sqrt(width)
+
+    def _hypernetwork_parts(self, latent: Float[Array, "... Z"]) -> tuple[Float[Array, "... H"], Float[Array, "H O"]]:
+        """(hidden units, what each of them adds to the output); a bias is one more unit, always 1."""
         first, last = self.hypernetwork.layers
-        hidden, kernel = jax.nn.relu(first(latent)), last.kernel[...].reshape(-1, self.width, self.width)
-        by_unit = (hidden[..., :, None] * e[..., None, :]).reshape(*e.shape[:-1], -1)
-        controlled = by_unit @ jnp.moveaxis(kernel, 1, 2).reshape(-1, self.width)
-        if last.bias is not None:
-            controlled += e @ last.bias[...].reshape(self.width, self.width).T
-        return controlled / self.width
+        hidden, kernel = jax.nn.relu(first(latent)), last.kernel[...]
+        if last.bias is None:
+            return hidden, kernel
+        ones = jnp.ones((*hidden.shape[:-1], 1))
+        return jnp.concatenate([hidden, ones], -1), jnp.concatenate([kernel, last.bias[...][None]])
 
     # --- whole sequences (discovery) ---------------------------------------------------------------------
 
@@ -144,9 +149,3 @@ class Metacontroller(nnx.Module):
         if self.config.force_switch:
             return jnp.ones(e.shape[0])
         return self._switch_probability(self._switch_features(rms_normalise(e), history), latent)
-
-
-def apply_low_rank(a: Float[Array, "... R D"], b: Float[Array, "... R D"], e: Float[Array, "... D"]) -> Array:
-    """B^T (A e) / sqrt(D)."""
-    inner = jnp.einsum("...rd,...d->...r", a, e)
-    return jnp.einsum("...r,...rd->...d", inner, b) / jnp.sqrt(e.shape[-1])
