@@ -48,6 +48,7 @@ class Metacontroller(nnx.Module):
         self.switch_input = linear(inputs, config.switch_width, 1.0, rngs)
         self.switch_latent = linear(config.latent, config.switch_width, 1.0, rngs, bias=False)
         self.switch_output = linear(config.switch_width, 1, 0.1, rngs)
+        self.switch_output.bias[...] = jnp.full(1, config.switch_bias)
         outputs = 2 * config.rank * width if config.rank else width * width
         sizes = (config.latent, config.hypernetwork_width, outputs)
         self.hypernetwork = MLP(sizes, rngs, 1.0, config.hypernetwork_scale, config.hypernetwork_bias)
@@ -56,6 +57,7 @@ class Metacontroller(nnx.Module):
 
     def embed_sequence(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
         """f_emb: one vector a sequence, which sees the future. x: normalised residual stream."""
+        x, mask = x[:, :: self.config.embedder_stride], mask[:, :: self.config.embedder_stride]
         if isinstance(self.embedder, GRU):
             return self.embedder.unroll(x, mask, reverse=True)[:, 0]
         states = self.embedder.unroll(self.embedder_input(x), episode_starts(*mask.shape))
