@@ -45,6 +45,8 @@ class Metacontroller(nnx.Module):
         self.encoder = MLP(
             (inputs + config.embedding_width, config.encoder_width, 2 * config.latent), rngs, scale_last=0.1
         )
+        log_std = jnp.full(config.latent, jnp.log(config.initial_std))
+        self.encoder.layers[-1].bias[...] = jnp.concatenate([jnp.zeros(config.latent), log_std])
         self.switch_input = linear(inputs, config.switch_width, 1.0, rngs)
         self.switch_latent = linear(config.latent, config.switch_width, 1.0, rngs, bias=False)
         self.switch_output = linear(config.switch_width, 1, 0.1, rngs)
