@@ -106,15 +106,15 @@ class ControllersConfig:
 
 @dataclass(frozen=True)
 class MetacontrollerConfig:
+    interval: int = (
+        1  # steps of its clock: it reads, infers and may switch at every n-th step only, and holds z between
+    )
     history_width: int = 32  # n_h
     embedder: str = "gru"  # gru (backwards), hawk (the paper's SSM)
     embedding_width: int = 32  # n_s
-    embedder_stride: int = 1  # the embedder reads every n-th step: a memory of long episodes is learned more easily
     latent: int = 8  # n_z
     encoder_width: int = 64
-    initial_std: float = 1.0  # of the posterior, before training
     switch_width: int = 32
-    switch_bias: float = 0.0  # log-odds of beta before training; negative where subgoals last for many steps
     hypernetwork_width: int = 32
     hypernetwork_bias: bool = False
     hypernetwork_scale: float = 0.1  # variance scale of its last layer
@@ -261,7 +261,7 @@ POSITIVE = {
     "model": ("depth", "width", "mlp_width", "num_heads"),
     "pretrain": ("steps", "batch_size", "valid_every"),
     "controllers": ("steps", "rank", "batch_size", "episodes", "trials"),
-    "metacontroller": ("latent", "embedder_stride", "initial_std"),
+    "metacontroller": ("latent", "interval"),
     "discover": ("steps", "batch_size", "num_buckets", "valid_every"),
     "reinforce": ("episodes", "batch_size", "epochs", "minibatches", "max_decisions", "num_seeds", "test_episodes"),
     "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise"),

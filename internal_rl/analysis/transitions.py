@@ -76,13 +76,13 @@ def _play(
         free = state.e if steering == "nothing" else metacontroller.control(state.e, latent)
         keys = jax.random.split(jax.random.fold_in(key, t + 1), episodes)
         after, action = controlled_env.act(keys, state, jnp.where(first[:, None], steered, free), t)
-        history = metacontroller.advance_history(state.e, trial.history)
+        history = metacontroller.advance_history(state.e, trial.history, t)
         return _Trial(after, history, latent, ~first, trial.void), after.env, action
 
     def observe(parameters: Any, trial: _Trial, env_state: Any, timestep: TimeStep, t: jax.Array) -> _Trial:
         controlled_env, metacontroller, *_ = merge(parameters)
         after = controlled_env.observe(trial.controlled, env_state, timestep, t)
-        beta = metacontroller.switch(after.e, trial.history, trial.latent)
+        beta = metacontroller.switch(after.e, trial.history, trial.latent, t + 1)
         opened = trial.free & (beta >= SWITCH_THRESHOLD) & ~timestep.done
         return replace(trial, controlled=after, void=trial.void | opened)
 

@@ -22,9 +22,11 @@ SWITCH_THRESHOLD = 0.5  # in internal RL: a new latent is taken where beta reach
 
 
 class Inference(NamedTuple):
-    """posterior: over the proposals z~ [B, T, Z]; switch: beta [B, T]; latent: z after integration [B, T, Z]."""
+    """posterior: over the proposals z~ [B, T, Z]; kl: of it from the prior [B, T]; switch: beta [B, T]; latent: z after
+    integration [B, T, Z]. Between the ticks of the metacontroller's clock kl and beta are 0, the rest is held."""
 
     posterior: Gaussian
+    kl: Float[Array, "B T"]
     switch: Float[Array, "B T"]
     latent: Float[Array, "B T Z"]
 
@@ -45,12 +47,9 @@ class Metacontroller(nnx.Module):
         self.encoder = MLP(
             (inputs + config.embedding_width, config.encoder_width, 2 * config.latent), rngs, scale_last=0.1
         )
-        log_std = jnp.full(config.latent, jnp.log(config.initial_std))
-        self.encoder.layers[-1].bias[...] = jnp.concatenate([jnp.zeros(config.latent), log_std])
         self.switch_input = linear(inputs, config.switch_width, 1.0, rngs)
         self.switch_latent = linear(config.latent, config.switch_width, 1.0, rngs, bias=False)
         self.switch_output = linear(config.switch_width, 1, 0.1, rngs)
-        self.switch_output.bias[...] = jnp.full(1, config.switch_bias)
         outputs = 2 * config.rank * width if config.rank else width * width
         sizes = (config.latent, config.hypernetwork_width, outputs)
         self.hypernetwork = MLP(sizes, rngs, 1.0, config.hypernetwork_scale, config.hypernetwork_bias)
@@ -59,7 +58,6 @@ class Metacontroller(nnx.Module):
 
     def embed_sequence(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
         """f_emb: one vector a sequence, which sees the future. x: normalised residual stream."""
-        x, mask = x[:, :: self.config.embedder_stride], mask[:, :: self.config.embedder_stride]
         if isinstance(self.embedder, GRU):
             return self.embedder.unroll(x, mask, reverse=True)[:, 0]
         states = self.embedder.unroll(self.embedder_input(x), episode_starts(*mask.shape))
@@ -109,21 +107,38 @@ class Metacontroller(nnx.Module):
     def infer(self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"], key: Array) -> Inference:
         """Posterior sample of the latent for whole sequences; beta is 1 at the first step.
 
-        z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}).
+        z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}), where t counts ticks.
         """
+        length, e, mask = e.shape[1], self._at_ticks(e), self._at_ticks(mask)
         x, history = rms_normalise(e), self.past(e, mask)
         posterior = self.encode(x, history, self.embed_sequence(x, mask))
-        proposals = posterior.sample(key)
-        switch, latent = self.integrate(e, history, proposals)
-        return Inference(posterior, switch, latent)
+        switch, latent = self.integrate(e, history, posterior.sample(key))
+        held = jax.tree.map(lambda x: self._held(x, length), (posterior, posterior.kl_to_standard(), switch, latent))
+        posterior, kl, switch, latent = held
+        tick = jnp.arange(length) % self.config.interval == 0
+        return Inference(posterior, jnp.where(tick, kl, 0.0), jnp.where(tick, switch, 0.0), latent)
+
+    def latents(
+        self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"], proposals: Float[Array, "B T Z"]
+    ) -> Float[Array, "B T Z"]:
+        """z for given proposals instead of the posterior's."""
+        ticks = self._at_ticks(e)
+        _, latent = self.integrate(ticks, self.past(ticks, self._at_ticks(mask)), self._at_ticks(proposals))
+        return self._held(latent, e.shape[1])
+
+    def _at_ticks(self, x: Array) -> Array:
+        return x[:, :: self.config.interval]
+
+    def _held(self, x: Array, length: int) -> Array:
+        return jnp.repeat(x, self.config.interval, 1)[:, :length]
 
     def past(self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T H"]:
-        """h_{t-1} for every step."""
+        """h_{t-1} for every tick. e, mask: at the ticks."""
         after = self.history.unroll(rms_normalise(e), mask)
         return jnp.pad(after, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
     def integrate(self, e, history, proposals) -> tuple[Float[Array, "B T"], Float[Array, "B T Z"]]:
-        """The scan over switch and latent: (beta, z) for given proposals [B, T, Z]."""
+        """The scan over switch and latent: (beta, z) for given proposals [B, T, Z]; all at the ticks."""
         features = self._switch_features(rms_normalise(e), history)
 
         def advance(latent, step):
@@ -144,12 +159,16 @@ class Metacontroller(nnx.Module):
         """h_0."""
         return self.history.init_memory(batch)
 
-    def advance_history(self, e: Float[Array, "B D"], history: Float[Array, "B H"]) -> Float[Array, "B H"]:
-        """h_t from e_t and h_{t-1}."""
-        return self.history.step(rms_normalise(e), history)
+    def advance_history(self, e: Float[Array, "B D"], history: Float[Array, "B H"], t: Array) -> Float[Array, "B H"]:
+        """h_t from e_t and h_{t-1}; as it was between the ticks."""
+        after = self.history.step(rms_normalise(e), history)
+        return after if self.config.interval == 1 else jnp.where(t % self.config.interval == 0, after, history)
 
-    def switch(self, e: Float[Array, "B D"], history: Float[Array, "B H"], latent: Float[Array, "B Z"]) -> Array:
-        """beta_t from e_t, h_{t-1} and z_{t-1}, [B]."""
+    def switch(
+        self, e: Float[Array, "B D"], history: Float[Array, "B H"], latent: Float[Array, "B Z"], t: Array
+    ) -> Float[Array, "B"]:
+        """beta_t from e_t, h_{t-1} and z_{t-1}; 0 between the ticks."""
+        beta = self._switch_probability(self._switch_features(rms_normalise(e), history), latent)
         if self.config.force_switch:
-            return jnp.ones(e.shape[0])
-        return self._switch_probability(self._switch_features(rms_normalise(e), history), latent)
+            beta = jnp.ones_like(beta)
+        return beta if self.config.interval == 1 else jnp.where(t % self.config.interval == 0, beta, 0.0)

@@ -80,7 +80,7 @@ def discovery_loss(
             scored = batch.mask & own
         inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key, observation)
         alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
-        parts = elbo(log_prob, inference.posterior.kl_to_standard(), alpha, batch.mask, scored)
+        parts = elbo(log_prob, inference.kl, alpha, batch.mask, scored)
         kl_per_episode = parts.kl * batch.mask.sum() / batch.mask.shape[0]
         metrics = {"loss": parts.loss, "nll": parts.nll, "kl": parts.kl, "kl_per_episode": kl_per_episode}
         return parts.loss, {**metrics, "alpha": alpha}
@@ -112,7 +112,7 @@ class Diagnostics:
             base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
             e = base.unroll_lower(batch.observation, batch.first)
             proposals = jax.random.normal(key, (*batch.mask.shape, config.metacontroller.latent))
-            return metacontroller.integrate(e, metacontroller.past(e, batch.mask), proposals)[1]
+            return metacontroller.latents(e, batch.mask, proposals)
 
         self.infer, self.log_prob_under, self.prior_latents = infer, log_prob_under, prior_latents
 
@@ -125,7 +125,7 @@ class Diagnostics:
         inference, log_prob = self.infer(base_params, params, self.batch, self.key)
         latent = np.asarray(inference.latent)
         permuted = np.roll(latent, 1, axis=0)
-        kl = np.where(mask, np.asarray(inference.posterior.kl_to_standard()), 0)
+        kl = np.where(mask, np.asarray(inference.kl), 0)
         under = lambda z: self._nll(self.log_prob_under(base_params, params, self.batch, z))
         return {
             "valid_nll": self._nll(log_prob),

@@ -1,7 +1,6 @@
 """The metacontroller: what it reads, when it switches, what it writes."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -229,29 +228,3 @@ def test_log_std_is_kept_in_a_range(metacontroller: Metacontroller, normal: Call
     huge = 1e4 * normal(BATCH, LENGTH, WIDTH, seed=8)
     log_std = np.asarray(metacontroller.encode(huge, jnp.zeros((BATCH, LENGTH, 4)), jnp.zeros((BATCH, 5))).log_std)
     assert (log_std.min(), log_std.max()) == (-6, 2)
-
-
-@pytest.mark.parametrize("embedder", ["gru", "hawk"])
-def test_the_embedder_may_read_every_nth_step_only(
-    make_metacontroller: Callable, stream: jax.Array, embedder: str
-) -> None:
-    embed = jax.jit(make_metacontroller(embedder=embedder, embedder_stride=2).embed_sequence)
-    mask = FULL.at[0, 4:].set(False)
-    before = embed(stream, mask)
-    np.testing.assert_array_equal(embed(stream.at[:, 1::2].add(1.0), mask), before)
-    np.testing.assert_array_equal(embed(stream.at[0, 4].add(1.0), mask), before)  # padding
-    moved = np.abs(np.asarray(embed(stream.at[:, 4].add(1.0), mask) - before)).max(1)
-    assert (moved[1:] > 1e-4).all()
-    assert moved[0] == 0
-
-
-def test_the_switch_may_start_nearly_shut(normal: Callable) -> None:
-    from flax import nnx
-
-    from tests.internal_rl.conftest import METACONTROLLER, MODEL
-
-    config = replace(METACONTROLLER, switch_bias=-3.0)
-    metacontroller = Metacontroller(config, MODEL, nnx.Rngs(0))
-    e, z, h = normal(64, WIDTH, seed=1), normal(64, LATENT, seed=2), metacontroller.init_history(64)
-    beta = np.asarray(jax.jit(metacontroller.switch)(e, h, z))
-    assert beta.mean() == pytest.approx(sigmoid(np.array(-3.0)), abs=0.02)
