@@ -31,6 +31,7 @@ class PointMass:
     observation_spec = api.Dense(2)
     action_spec = api.Dense(1)
     target_spec = api.Dense(2)
+    on_host = False
 
     def reset(self, key):
         return self._show(Mass(jax.random.uniform(key), jnp.int32(0)))

@@ -164,13 +164,13 @@ def test_single_steps_equal_whole_sequences(
     history, z = metacontroller.init_history(BATCH), jnp.zeros((BATCH, LATENT))
     read, advance = jax.jit(metacontroller.switch), jax.jit(metacontroller.advance_history)
     for t in range(LENGTH):
-        beta = read(stream[:, t], history, z) if t else jnp.ones(BATCH)
+        beta = read(stream[:, t], history, z, t) if t else jnp.ones(BATCH)
         if hard:
             assert set(np.asarray(switch[:, t]).round(6)) <= {0, 1}
             z = jnp.where(beta[:, None] >= 0.5, proposals[:, t], z)
         else:
             z = beta[:, None] * proposals[:, t] + (1 - beta[:, None]) * z
-        history = advance(stream[:, t], history)
+        history = advance(stream[:, t], history, t)
         np.testing.assert_allclose(beta, switch[:, t], atol=1e-5)
         assert_close(z, latent[:, t])
 
@@ -182,7 +182,7 @@ def test_force_switch_opens_it_at_every_step(
     switch, latent = metacontroller.integrate(stream, metacontroller.past(stream, FULL), proposals)
     assert (np.asarray(switch) == 1).all()
     np.testing.assert_array_equal(latent, proposals)
-    beta = metacontroller.switch(stream[:, 1], metacontroller.init_history(BATCH), proposals[:, 0])
+    beta = metacontroller.switch(stream[:, 1], metacontroller.init_history(BATCH), proposals[:, 0], 1)
     assert (np.asarray(beta) == 1).all()
 
 
@@ -228,3 +228,47 @@ def test_log_std_is_kept_in_a_range(metacontroller: Metacontroller, normal: Call
     huge = 1e4 * normal(BATCH, LENGTH, WIDTH, seed=8)
     log_std = np.asarray(metacontroller.encode(huge, jnp.zeros((BATCH, LENGTH, 4)), jnp.zeros((BATCH, 5))).log_std)
     assert (log_std.min(), log_std.max()) == (-6, 2)
+
+
+# --- a slower clock --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embedder", ["gru", "hawk"])
+def test_between_ticks_everything_is_held(make_metacontroller: Callable, stream: jax.Array, embedder: str) -> None:
+    """As on the sequence of every other step alone; the padding may start between ticks."""
+    plain, slow = (make_metacontroller(embedder=embedder, interval=interval) for interval in (1, 2))
+    mask, key = FULL.at[1, 3:].set(False), jax.random.key(3)
+    expected = jax.jit(plain.infer)(stream[:, ::2], mask[:, ::2], key)
+    actual = jax.jit(slow.infer)(stream, mask, key)
+    held = lambda x: np.repeat(np.asarray(x), 2, axis=1)
+    for name in ("latent", "posterior"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(actual, name), jax.tree.map(held, getattr(expected, name)))
+    for name in ("switch", "kl"):
+        np.testing.assert_array_equal(np.asarray(getattr(actual, name))[:, ::2], getattr(expected, name))
+        assert (np.asarray(getattr(actual, name))[:, 1::2] == 0).all()
+    assert (np.asarray(actual.kl)[:, ::2] > 0).all()
+    moved = jax.jit(slow.infer)(stream.at[:, 1::2].add(1.0), mask, key)
+    np.testing.assert_array_equal(moved.latent, actual.latent)
+
+
+def test_single_steps_of_a_slower_clock(
+    make_metacontroller: Callable, stream: jax.Array, proposals: jax.Array, assert_close: Callable
+) -> None:
+    metacontroller = make_metacontroller(interval=2)
+    latent = jax.jit(metacontroller.latents)(stream, FULL, proposals)
+    history, z = metacontroller.init_history(BATCH), jnp.zeros((BATCH, LATENT))
+    read, advance = jax.jit(metacontroller.switch), jax.jit(metacontroller.advance_history)
+    for t in range(LENGTH):
+        beta = read(stream[:, t], history, z, t) if t else jnp.ones(BATCH)
+        assert ((beta > 0) == (t % 2 == 0)).all()
+        z = beta[:, None] * proposals[:, t] + (1 - beta[:, None]) * z
+        history = advance(stream[:, t], history, t)
+        assert_close(z, latent[:, t])
+
+
+def test_a_forced_switch_opens_at_ticks_only(make_metacontroller: Callable, stream: jax.Array) -> None:
+    metacontroller = make_metacontroller(interval=2, force_switch=True)
+    history, z = metacontroller.init_history(BATCH), jnp.zeros((BATCH, LATENT))
+    opened = [np.asarray(metacontroller.switch(stream[:, t], history, z, t)).tolist() for t in range(3)]
+    assert opened == [[1.0] * BATCH, [0.0] * BATCH, [1.0] * BATCH]
+    assert np.asarray(metacontroller.infer(stream, FULL, jax.random.key(0)).switch)[0].tolist() == [1, 0] * 3
