@@ -199,10 +199,11 @@ def test_inference_integrates_a_sample_of_the_posterior(
     metacontroller: Metacontroller, integrate: Callable, stream: jax.Array, assert_close: Callable
 ) -> None:
     key = jax.random.key(7)
-    posterior, switch, latent = jax.jit(metacontroller.infer)(stream, FULL, key)
+    posterior, kl, switch, latent = jax.jit(metacontroller.infer)(stream, FULL, key)
     expected = integrate(stream, posterior.sample(key))
     assert_close(switch, expected[0])
     assert_close(latent, expected[1])
+    assert_close(kl, posterior.kl_to_standard())
     assert posterior.mean.shape == posterior.log_std.shape == latent.shape == (BATCH, LENGTH, LATENT)
 
 
