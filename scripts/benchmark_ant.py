@@ -63,8 +63,8 @@ def gymnasium_ant(ants: int, asynchronous: bool) -> Callable[[], int]:
     """Gymnasium's Ant-v5, in one process or in one a core with its share of the ants each."""
     if asynchronous:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        kind = gymnasium.VectorizeMode.ASYNC
-        envs = gymnasium.make_vec("Ant-v5", cores, kind)
+        kind, spawn = gymnasium.VectorizeMode.ASYNC, {"context": "spawn"}  # a fork of a process that runs JAX hangs
+        envs = gymnasium.make_vec("Ant-v5", cores, kind, vector_kwargs=spawn)
     else:
         envs = gymnasium.make_vec("Ant-v5", ants, gymnasium.VectorizeMode.SYNC)
     rng = np.random.default_rng(0)
