@@ -122,6 +122,9 @@ class Expert(Protocol):
     def kind(self) -> NoiseKind: ...
 
     @property
+    def detours(self) -> float: ...
+
+    @property
     def perfect(self) -> bool:
         """Whether it completes every task, given the time."""
         ...

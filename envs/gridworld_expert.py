@@ -56,6 +56,7 @@ class GridExpert:
     """
 
     perfect = True
+    detours = 0.0
 
     def __init__(self, env: GridWorld, noise: float = 0.0, kind: NoiseKind = "none"):
         if not 0 <= noise < 1:

@@ -106,9 +106,7 @@ class ControllersConfig:
 
 @dataclass(frozen=True)
 class MetacontrollerConfig:
-    interval: int = (
-        1  # steps of its clock: it reads, infers and may switch at every n-th step only, and holds z between
-    )
+    interval: int = 1  # of its clock, steps: it reads and may switch at every n-th step only; z is held between
     history_width: int = 32  # n_h
     embedder: str = "gru"  # gru (backwards), hawk (the paper's SSM)
     embedding_width: int = 32  # n_s

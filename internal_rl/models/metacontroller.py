@@ -115,7 +115,7 @@ class Metacontroller(nnx.Module):
         switch, latent = self.integrate(e, history, posterior.sample(key))
         held = jax.tree.map(lambda x: self._held(x, length), (posterior, posterior.kl_to_standard(), switch, latent))
         posterior, kl, switch, latent = held
-        tick = jnp.arange(length) % self.config.interval == 0
+        tick = self._is_tick(jnp.arange(length))
         return Inference(posterior, jnp.where(tick, kl, 0.0), jnp.where(tick, switch, 0.0), latent)
 
     def latents(
@@ -125,6 +125,9 @@ class Metacontroller(nnx.Module):
         ticks = self._at_ticks(e)
         _, latent = self.integrate(ticks, self.past(ticks, self._at_ticks(mask)), self._at_ticks(proposals))
         return self._held(latent, e.shape[1])
+
+    def _is_tick(self, t: Array) -> Array:
+        return t % self.config.interval == 0
 
     def _at_ticks(self, x: Array) -> Array:
         return x[:, :: self.config.interval]
@@ -162,7 +165,7 @@ class Metacontroller(nnx.Module):
     def advance_history(self, e: Float[Array, "B D"], history: Float[Array, "B H"], t: Array) -> Float[Array, "B H"]:
         """h_t from e_t and h_{t-1}; as it was between the ticks."""
         after = self.history.step(rms_normalise(e), history)
-        return after if self.config.interval == 1 else jnp.where(t % self.config.interval == 0, after, history)
+        return jnp.where(self._is_tick(t), after, history)
 
     def switch(
         self, e: Float[Array, "B D"], history: Float[Array, "B H"], latent: Float[Array, "B Z"], t: Array
@@ -171,4 +174,4 @@ class Metacontroller(nnx.Module):
         beta = self._switch_probability(self._switch_features(rms_normalise(e), history), latent)
         if self.config.force_switch:
             beta = jnp.ones_like(beta)
-        return beta if self.config.interval == 1 else jnp.where(t % self.config.interval == 0, beta, 0.0)
+        return jnp.where(self._is_tick(t), beta, 0.0)

@@ -167,7 +167,7 @@ def collect_split(config: Config, env: Environment, directory: Path, split: str)
         "seed": config.seed,
         "noise": expert.noise,
         "noise_kind": expert.kind,
-        "detours": collect.detours if expert.noise else 0.0,
+        "detours": expert.detours,
         "max_steps": collect.max_steps or env.horizon,
         "env": vars(config.env),
         "versions": versions(),
