@@ -108,7 +108,7 @@ class ControllersConfig:
 class MetacontrollerConfig:
     interval: int = 1  # of its clock, steps: it reads and may switch at every n-th step only; z is held between
     history_width: int = 32  # n_h
-    embedder: str = "gru"  # gru (backwards), hawk (the paper's SSM)
+    embedder: str = "gru"  # one vector a sequence: gru (backwards), hawk (the paper's SSM); future: gru's states
     embedding_width: int = 32  # n_s
     latent: int = 8  # n_z
     encoder_width: int = 64
@@ -117,6 +117,7 @@ class MetacontrollerConfig:
     hypernetwork_bias: bool = False
     hypernetwork_scale: float = 0.1  # variance scale of its last layer
     rank: int = 16  # of U; 0: full linear
+    shared_noise: bool = False  # the posterior's noise is one draw an episode, else one a step
     force_switch: bool = False  # ablation: beta = 1 at every step, in discovery and in RL
 
 
@@ -248,7 +249,7 @@ CHOICES = {
     "collect.noise_kind": ("none", "epsilon", "injection"),
     "model.mixer": ("hawk", "transformer"),
     "model.action_std": ("constant", "state"),
-    "metacontroller.embedder": ("gru", "hawk"),
+    "metacontroller.embedder": ("gru", "hawk", "future"),
     "policy.mixer": ("gru", "hawk"),
     "tracker.wandb": ("auto", "online", "offline", "disabled"),
 }

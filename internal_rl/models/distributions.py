@@ -38,7 +38,11 @@ class Gaussian:
         return -jnp.sum(0.5 * jnp.square(scaled) + self.log_std + 0.5 * math.log(2 * math.pi), -1)
 
     def sample(self, key: Array) -> Float[Array, "... n"]:
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+        return self.reparameterise(jax.random.normal(key, self.mean.shape))
+
+    def reparameterise(self, noise: Float[Array, "... n"]) -> Float[Array, "... n"]:
+        """The draw that standard normal noise makes; it may be broadcast."""
+        return self.mean + jnp.exp(self.log_std) * noise
 
     def entropy(self) -> Float[Array, "..."]:
         return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), -1)

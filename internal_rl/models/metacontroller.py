@@ -38,11 +38,11 @@ class Metacontroller(nnx.Module):
         width = model.width
         self.config, self.width = config, width
         self.history = GRU(width, config.history_width, rngs)
-        if config.embedder == "gru":
-            self.embedder = GRU(width, config.embedding_width, rngs)
-        else:
+        if config.embedder == "hawk":
             self.embedder_input = linear(width, config.embedding_width, 1.0, rngs)
             self.embedder = Hawk(config.embedding_width, 1, 1.0, 1.0, rngs)
+        else:
+            self.embedder = GRU(width, config.embedding_width, rngs)
         inputs = width + config.history_width
         self.encoder = MLP(
             (inputs + config.embedding_width, config.encoder_width, 2 * config.latent), rngs, scale_last=0.1
@@ -56,17 +56,18 @@ class Metacontroller(nnx.Module):
 
     # --- the parts ---------------------------------------------------------------------------------------
 
-    def embed_sequence(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B S"]:
-        """f_emb: one vector a sequence, which sees the future. x: normalised residual stream."""
+    def embed_sequence(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B #T S"]:
+        """f_emb, which sees the future: one vector a sequence or, for "future", one a step. x: normalised stream."""
         if isinstance(self.embedder, GRU):
-            return self.embedder.unroll(x, mask, reverse=True)[:, 0]
+            states = self.embedder.unroll(x, mask, reverse=True)
+            return states if self.config.embedder == "future" else states[:, :1]
         states = self.embedder.unroll(self.embedder_input(x), episode_starts(*mask.shape))
         last = jnp.maximum(mask.sum(1) - 1, 0)
-        return jnp.take_along_axis(states, last[:, None, None], 1)[:, 0]
+        return jnp.take_along_axis(states, last[:, None, None], 1)
 
     def encode(self, x, history, embedding) -> Gaussian:
         """f_enc(e_t, h_{t-1}, s): the proposal's posterior."""
-        embedding = jnp.broadcast_to(embedding[:, None], (*x.shape[:2], embedding.shape[-1]))
+        embedding = jnp.broadcast_to(embedding, (*x.shape[:2], embedding.shape[-1]))
         mean, log_std = jnp.split(self.encoder(jnp.concatenate([x, history, embedding], -1)), 2, -1)
         return Gaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))
 
@@ -112,7 +113,11 @@ class Metacontroller(nnx.Module):
         length, e, mask = e.shape[1], self._at_ticks(e), self._at_ticks(mask)
         x, history = rms_normalise(e), self.past(e, mask)
         posterior = self.encode(x, history, self.embed_sequence(x, mask))
-        switch, latent = self.integrate(e, history, posterior.sample(key))
+        batch, ticks, size = posterior.mean.shape
+        # Steps of independent noise can be averaged, by a half-open switch or by the base model: a code then gets
+        # through that no single latent, held as in internal RL, could carry.
+        noise = jax.random.normal(key, (batch, 1 if self.config.shared_noise else ticks, size))
+        switch, latent = self.integrate(e, history, posterior.reparameterise(noise))
         held = jax.tree.map(lambda x: self._held(x, length), (posterior, posterior.kl_to_standard(), switch, latent))
         posterior, kl, switch, latent = held
         tick = self._is_tick(jnp.arange(length))

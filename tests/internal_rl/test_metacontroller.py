@@ -12,6 +12,7 @@ from internal_rl.models.metacontroller import Metacontroller
 
 BATCH, LENGTH, WIDTH, LATENT = 3, 6, 8, 3
 FULL = jnp.ones((BATCH, LENGTH), bool)
+EMBEDDERS = ("gru", "hawk", "future")
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -27,7 +28,7 @@ def metacontroller(make_metacontroller: Callable) -> Metacontroller:
     return make_metacontroller()
 
 
-@pytest.fixture(scope="module", params=["gru", "hawk"])
+@pytest.fixture(scope="module", params=EMBEDDERS)
 def infer(request: pytest.FixtureRequest, make_metacontroller: Callable) -> Callable:
     """(e, mask) -> Inference with a fixed key."""
     metacontroller = make_metacontroller(embedder=request.param)
@@ -36,7 +37,7 @@ def infer(request: pytest.FixtureRequest, make_metacontroller: Callable) -> Call
 
 @pytest.fixture(scope="module")
 def embed(make_metacontroller: Callable) -> dict[str, Callable]:
-    return {embedder: jax.jit(make_metacontroller(embedder=embedder).embed_sequence) for embedder in ("gru", "hawk")}
+    return {embedder: jax.jit(make_metacontroller(embedder=embedder).embed_sequence) for embedder in EMBEDDERS}
 
 
 @pytest.fixture(scope="module")
@@ -215,26 +216,42 @@ def test_padding_changes_nothing_before_it(infer: Callable, stream: jax.Array) -
     assert np.abs(unmasked.posterior.mean - before.posterior.mean)[mask].max() > 1e-3
 
 
-@pytest.mark.parametrize("embedder", ["gru", "hawk"])
+@pytest.mark.parametrize("embedder", EMBEDDERS)
 def test_embedding_of_a_padded_sequence_is_that_of_the_sequence(
     embed: dict[str, Callable], stream: jax.Array, embedder: str
 ) -> None:
     mask = FULL.at[:, 4:].set(False)
     alone = embed[embedder](stream[:, :4], FULL[:, :4])
-    np.testing.assert_allclose(embed[embedder](stream, mask), alone, rtol=1e-5, atol=1e-6)
-    assert np.abs(embed[embedder](stream, FULL) - alone).max() > 1e-3
+    steps = alone.shape[1]
+    np.testing.assert_allclose(embed[embedder](stream, mask)[:, :steps], alone, rtol=1e-5, atol=1e-6)
+    assert np.abs(embed[embedder](stream, FULL)[:, :steps] - alone).max() > 1e-3
+
+
+def test_an_embedding_of_the_future_is_of_each_step_onwards(embed: dict[str, Callable], stream: jax.Array) -> None:
+    before, after = (np.asarray(embed["future"](e, FULL)) for e in (stream, stream.at[:, 3].add(1.0)))
+    assert before.shape[1] == LENGTH
+    assert (np.abs(before - after).max(-1) > 1e-5).tolist() == [[t <= 3 for t in range(LENGTH)]] * BATCH
+
+
+def test_shared_noise_is_one_draw_an_episode(
+    make_metacontroller: Callable, integrate: Callable, stream: jax.Array, assert_close: Callable
+) -> None:
+    key = jax.random.key(7)
+    posterior, _, _, latent = jax.jit(make_metacontroller(shared_noise=True).infer)(stream, FULL, key)
+    noise = jax.random.normal(key, (BATCH, 1, LATENT))
+    assert_close(latent, integrate(stream, posterior.mean + np.exp(posterior.log_std) * noise)[1])
 
 
 def test_log_std_is_kept_in_a_range(metacontroller: Metacontroller, normal: Callable) -> None:
     huge = 1e4 * normal(BATCH, LENGTH, WIDTH, seed=8)
-    log_std = np.asarray(metacontroller.encode(huge, jnp.zeros((BATCH, LENGTH, 4)), jnp.zeros((BATCH, 5))).log_std)
+    log_std = np.asarray(metacontroller.encode(huge, jnp.zeros((BATCH, LENGTH, 4)), jnp.zeros((BATCH, 1, 5))).log_std)
     assert (log_std.min(), log_std.max()) == (-6, 2)
 
 
 # --- a slower clock --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("embedder", ["gru", "hawk"])
+@pytest.mark.parametrize("embedder", EMBEDDERS)
 def test_between_ticks_everything_is_held(make_metacontroller: Callable, stream: jax.Array, embedder: str) -> None:
     """As on the sequence of every other step alone; the padding may start between ticks."""
     plain, slow = (make_metacontroller(embedder=embedder, interval=interval) for interval in (1, 2))
