@@ -108,8 +108,11 @@ class ControllersConfig:
 class MetacontrollerConfig:
     interval: int = 1  # of its clock, steps: it reads and may switch at every n-th step only; z is held between
     history_width: int = 32  # n_h
-    embedder: str = "gru"  # one vector a sequence: gru (backwards), hawk (the paper's SSM); future: gru's states
+    embedder: str = "gru"  # gru (backwards), hawk (the paper's SSM)
     embedding_width: int = 32  # n_s
+    embedder_memory: float = 2.0  # ticks: the longest memory of a GRU embedder's units at the start
+    embedding_lag: int | None = None  # ticks ago that the encoder's view of the future begins; null: at the first step
+    encoder_norm: bool = False  # the encoder reads history and embedding RMS-normalised
     latent: int = 8  # n_z
     encoder_width: int = 64
     switch_width: int = 32
@@ -249,7 +252,7 @@ CHOICES = {
     "collect.noise_kind": ("none", "epsilon", "injection"),
     "model.mixer": ("hawk", "transformer"),
     "model.action_std": ("constant", "state"),
-    "metacontroller.embedder": ("gru", "hawk", "future"),
+    "metacontroller.embedder": ("gru", "hawk"),
     "policy.mixer": ("gru", "hawk"),
     "tracker.wandb": ("auto", "online", "offline", "disabled"),
 }
@@ -346,6 +349,13 @@ def validate(config: Config) -> Config:
     require(
         not discover.mean_actions or discover.noise == 0,
         f"discover.mean_actions needs discover.noise=0 (it is {discover.noise}): D* is then a dataset of its own",
+    )
+    memory, lag = config.metacontroller.embedder_memory, config.metacontroller.embedding_lag
+    require(memory >= 2, f"metacontroller.embedder_memory={memory} is less than 2, what a unit remembers unless told")
+    require(lag is None or lag >= 0, f"metacontroller.embedding_lag={lag} must not be negative")
+    require(
+        config.metacontroller.embedder == "gru" or (memory == 2 and lag is None),
+        "metacontroller.embedder_memory and metacontroller.embedding_lag need metacontroller.embedder=gru",
     )
     require(discover.tolerance >= 0, f"discover.tolerance={discover.tolerance} must not be negative")
     expert = config.expert

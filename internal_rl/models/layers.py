@@ -60,11 +60,17 @@ class MLP(nnx.Module):
 
 
 class GRU(nnx.Module):
-    """Gated recurrent unit; the input half of the gates runs parallel over time."""
+    """Gated recurrent unit; the input half of the gates runs parallel over time.
 
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, scale: float = 1.0):
+    memory: a state starts out fading by 1/e within about that many steps in the most persistent unit, 2 in the least,
+    and spread evenly in log between them (chrono initialisation, Tallec & Ollivier 2018); 2: no unit is set apart.
+    """
+
+    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, scale: float = 1.0, memory: float = 2.0):
         self.width = width
         self.input = linear(inputs, 3 * width, scale, rngs)
+        spread = jnp.log(jnp.geomspace(2.0, memory, width) - 1)  # of the update gate's logit: 0 for 2 steps
+        self.input.bias = nnx.Param(jnp.zeros(3 * width).at[width : 2 * width].set(spread))
         self.recurrent = linear(width, 3 * width, scale, rngs, bias=False)
 
     def _advance(self, gates: Float[Array, "B G"], h: Float[Array, "B H"]) -> Float[Array, "B H"]:

@@ -42,7 +42,7 @@ class Metacontroller(nnx.Module):
             self.embedder_input = linear(width, config.embedding_width, 1.0, rngs)
             self.embedder = Hawk(config.embedding_width, 1, 1.0, 1.0, rngs)
         else:
-            self.embedder = GRU(width, config.embedding_width, rngs)
+            self.embedder = GRU(width, config.embedding_width, rngs, memory=config.embedder_memory)
         inputs = width + config.history_width
         self.encoder = MLP(
             (inputs + config.embedding_width, config.encoder_width, 2 * config.latent), rngs, scale_last=0.1
@@ -57,16 +57,19 @@ class Metacontroller(nnx.Module):
     # --- the parts ---------------------------------------------------------------------------------------
 
     def embed_sequence(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B #T S"]:
-        """f_emb, which sees the future: one vector a sequence or, for "future", one a step. x: normalised stream."""
+        """f_emb, which sees the future: one vector a sequence, or for each step the one from `embedding_lag` steps
+        before (at the start, the first). x: normalised residual stream."""
         if isinstance(self.embedder, GRU):
-            states = self.embedder.unroll(x, mask, reverse=True)
-            return states if self.config.embedder == "future" else states[:, :1]
+            states, lag = self.embedder.unroll(x, mask, reverse=True), self.config.embedding_lag
+            return states[:, :1] if lag is None else states[:, jnp.maximum(jnp.arange(x.shape[1]) - lag, 0)]
         states = self.embedder.unroll(self.embedder_input(x), episode_starts(*mask.shape))
         last = jnp.maximum(mask.sum(1) - 1, 0)
         return jnp.take_along_axis(states, last[:, None, None], 1)
 
     def encode(self, x, history, embedding) -> Gaussian:
         """f_enc(e_t, h_{t-1}, s): the proposal's posterior."""
+        if self.config.encoder_norm:  # states start small beside e, persistent ones most of all
+            history, embedding = rms_normalise(history), rms_normalise(embedding)
         embedding = jnp.broadcast_to(embedding, (*x.shape[:2], embedding.shape[-1]))
         mean, log_std = jnp.split(self.encoder(jnp.concatenate([x, history, embedding], -1)), 2, -1)
         return Gaussian(mean, jnp.clip(log_std, *LOG_STD_RANGE))

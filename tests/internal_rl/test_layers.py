@@ -85,6 +85,14 @@ def test_gru_keeps_its_state_where_masked(gru: GRU, inputs: jax.Array) -> None:
     np.testing.assert_allclose(states[:, [0, 1, 3]], without, rtol=1e-6)
 
 
+def test_gru_memory_is_spread_from_two_steps_to_the_longest(make_rngs: Callable) -> None:
+    """Without input and recurrence a unit keeps the share 1 - 1/tau of its state at each step."""
+    gru = GRU(3, 3, make_rngs(), memory=32.0)
+    gru.recurrent.kernel[...] = jnp.zeros((3, 9))
+    kept = gru.step(jnp.zeros((1, 3)), jnp.ones((1, 3)))
+    np.testing.assert_allclose(kept[0], [1 - 1 / 2, 1 - 1 / 8, 1 - 1 / 32], rtol=1e-6)
+
+
 def test_gru_in_reverse_is_the_gru_of_the_reversed_sequence(gru: GRU, inputs: jax.Array) -> None:
     backwards = gru.unroll(inputs, reverse=True)
     np.testing.assert_allclose(backwards, gru.unroll(inputs[:, ::-1])[:, ::-1], rtol=1e-6)

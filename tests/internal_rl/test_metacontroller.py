@@ -12,7 +12,7 @@ from internal_rl.models.metacontroller import Metacontroller
 
 BATCH, LENGTH, WIDTH, LATENT = 3, 6, 8, 3
 FULL = jnp.ones((BATCH, LENGTH), bool)
-EMBEDDERS = ("gru", "hawk", "future")
+EMBEDDERS = {"gru": {}, "hawk": {"embedder": "hawk"}, "lagged": {"embedding_lag": 1, "encoder_norm": True}}
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -31,13 +31,13 @@ def metacontroller(make_metacontroller: Callable) -> Metacontroller:
 @pytest.fixture(scope="module", params=EMBEDDERS)
 def infer(request: pytest.FixtureRequest, make_metacontroller: Callable) -> Callable:
     """(e, mask) -> Inference with a fixed key."""
-    metacontroller = make_metacontroller(embedder=request.param)
+    metacontroller = make_metacontroller(**EMBEDDERS[request.param])
     return jax.jit(lambda e, mask: metacontroller.infer(e, mask, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
 def embed(make_metacontroller: Callable) -> dict[str, Callable]:
-    return {embedder: jax.jit(make_metacontroller(embedder=embedder).embed_sequence) for embedder in EMBEDDERS}
+    return {name: jax.jit(make_metacontroller(**settings).embed_sequence) for name, settings in EMBEDDERS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -227,10 +227,11 @@ def test_embedding_of_a_padded_sequence_is_that_of_the_sequence(
     assert np.abs(embed[embedder](stream, FULL)[:, :steps] - alone).max() > 1e-3
 
 
-def test_an_embedding_of_the_future_is_of_each_step_onwards(embed: dict[str, Callable], stream: jax.Array) -> None:
-    before, after = (np.asarray(embed["future"](e, FULL)) for e in (stream, stream.at[:, 3].add(1.0)))
-    assert before.shape[1] == LENGTH
-    assert (np.abs(before - after).max(-1) > 1e-5).tolist() == [[t <= 3 for t in range(LENGTH)]] * BATCH
+def test_a_lagged_embedding_is_of_the_future_from_steps_ago(embed: dict[str, Callable], stream: jax.Array) -> None:
+    """The last step to see step 3 is the one `lag` = 1 after it; the first two see the same."""
+    before, after = (np.asarray(embed["lagged"](e, FULL)) for e in (stream, stream.at[:, 3].add(1.0)))
+    assert (np.abs(before - after).max(-1) > 1e-5).tolist() == [[t <= 3 + 1 for t in range(LENGTH)]] * BATCH
+    np.testing.assert_array_equal(before[:, 0], before[:, 1])
 
 
 def test_shared_noise_is_one_draw_an_episode(
@@ -248,13 +249,26 @@ def test_log_std_is_kept_in_a_range(metacontroller: Metacontroller, normal: Call
     assert (log_std.min(), log_std.max()) == (-6, 2)
 
 
+def test_a_normed_encoder_reads_directions_of_history_and_embedding_only(
+    make_metacontroller: Callable, normal: Callable, assert_close: Callable
+) -> None:
+    x, history, embedding = normal(BATCH, LENGTH, WIDTH), normal(BATCH, LENGTH, 4, seed=1), normal(BATCH, 1, 5, seed=2)
+    for normed in (True, False):
+        encode = make_metacontroller(encoder_norm=normed).encode
+        plain, scaled = encode(x, history, embedding), encode(x, 0.1 * history, 3.0 * embedding)
+        if normed:
+            assert_close(scaled.mean, plain.mean, 1e-3)  # what is added to the mean square shows at a tenth of a unit
+        else:
+            assert np.abs(scaled.mean - plain.mean).max() > 1e-2
+
+
 # --- a slower clock --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("embedder", EMBEDDERS)
 def test_between_ticks_everything_is_held(make_metacontroller: Callable, stream: jax.Array, embedder: str) -> None:
     """As on the sequence of every other step alone; the padding may start between ticks."""
-    plain, slow = (make_metacontroller(embedder=embedder, interval=interval) for interval in (1, 2))
+    plain, slow = (make_metacontroller(**EMBEDDERS[embedder], interval=interval) for interval in (1, 2))
     mask, key = FULL.at[1, 3:].set(False), jax.random.key(3)
     expected = jax.jit(plain.infer)(stream[:, ::2], mask[:, ::2], key)
     actual = jax.jit(slow.infer)(stream, mask, key)
