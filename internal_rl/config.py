@@ -132,6 +132,8 @@ class DiscoverConfig:
     alpha: float = 0.2  # weight of the KL, a step
     alpha_delay: int = 200  # steps at 0
     alpha_ramp: int = 1_500  # steps of linear rise after the delay
+    lag_delay: int = 0  # steps for which the embedding has no lag
+    lag_ramp: int = 0  # steps of linear rise to metacontroller.embedding_lag after the delay; 0: no such curriculum
     splice: float = 0.0  # share of episodes whose first steps the controlled base sees another episode instead (ours)
     cotrain: bool = False  # ablation: the base model is trained too
     noise: float | None = None  # noise of D*; null: D* is D
@@ -356,6 +358,10 @@ def validate(config: Config) -> Config:
     require(
         config.metacontroller.embedder == "gru" or (memory == 2 and lag is None),
         "metacontroller.embedder_memory and metacontroller.embedding_lag need metacontroller.embedder=gru",
+    )
+    require(
+        discover.lag_ramp == 0 or lag is not None,
+        f"discover.lag_ramp={discover.lag_ramp} needs the lag that it leads to: set metacontroller.embedding_lag",
     )
     require(discover.tolerance >= 0, f"discover.tolerance={discover.tolerance} must not be negative")
     expert = config.expert

@@ -56,12 +56,15 @@ class Metacontroller(nnx.Module):
 
     # --- the parts ---------------------------------------------------------------------------------------
 
-    def embed_sequence(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B #T S"]:
-        """f_emb, which sees the future: one vector a sequence, or for each step the one from `embedding_lag` steps
-        before (at the start, the first). x: normalised residual stream."""
+    def embed_sequence(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], lag: Array | None = None
+    ) -> Float[Array, "B #T S"]:
+        """f_emb, which sees the future: one vector a sequence or, with a lag, for each step the one from that many
+        steps before (at the start, the first). x: normalised residual stream. lag: None: `embedding_lag`."""
         if isinstance(self.embedder, GRU):
-            states, lag = self.embedder.unroll(x, mask, reverse=True), self.config.embedding_lag
-            return states[:, :1] if lag is None else states[:, jnp.maximum(jnp.arange(x.shape[1]) - lag, 0)]
+            states = self.embedder.unroll(x, mask, reverse=True)
+            delay = self.config.embedding_lag if lag is None else lag
+            return states[:, :1] if delay is None else states[:, jnp.maximum(jnp.arange(x.shape[1]) - delay, 0)]
         states = self.embedder.unroll(self.embedder_input(x), episode_starts(*mask.shape))
         last = jnp.maximum(mask.sum(1) - 1, 0)
         return jnp.take_along_axis(states, last[:, None, None], 1)
@@ -108,14 +111,17 @@ class Metacontroller(nnx.Module):
 
     # --- whole sequences (discovery) ---------------------------------------------------------------------
 
-    def infer(self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"], key: Array) -> Inference:
+    def infer(
+        self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"], key: Array, lag: Array | None = None
+    ) -> Inference:
         """Posterior sample of the latent for whole sequences; beta is 1 at the first step.
 
         z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}), where t counts ticks.
+        lag: of the embedding, ticks; None: `embedding_lag`.
         """
         length, e, mask = e.shape[1], self._at_ticks(e), self._at_ticks(mask)
         x, history = rms_normalise(e), self.past(e, mask)
-        posterior = self.encode(x, history, self.embed_sequence(x, mask))
+        posterior = self.encode(x, history, self.embed_sequence(x, mask, lag))
         batch, ticks, size = posterior.mean.shape
         # Steps of independent noise can be averaged, by a half-open switch or by the base model: a code then gets
         # through that no single latent, held as in internal RL, could carry.

@@ -36,14 +36,20 @@ def build(config: Config, seed: int | None = None) -> tuple[Any, Any]:
 
 
 def steer(
-    base: Backbone, metacontroller: Metacontroller, batch: Batch, key: jax.Array, observation: Any = None
+    base: Backbone,
+    metacontroller: Metacontroller,
+    batch: Batch,
+    key: jax.Array,
+    observation: Any = None,
+    lag: jax.Array | None = None,
 ) -> tuple[Inference, jax.Array]:
     """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model.
 
     observation: what the controlled model sees, where that is not what the posterior is inferred from.
+    lag: of the sequence embedding; None: the metacontroller's own.
     """
     e = base.unroll_lower(batch.observation, batch.first)
-    inference = metacontroller.infer(e, batch.mask, key)
+    inference = metacontroller.infer(e, batch.mask, key, lag)
     e = e if observation is None else base.unroll_lower(observation, batch.first)
     prediction = base.unroll_upper(metacontroller.control(e, inference.latent), batch.first)
     return inference, prediction.action.log_prob(batch.action)
@@ -78,7 +84,10 @@ def discovery_loss(
         if discover.splice:
             observation, own = splice(batch.observation, batch.mask, jax.random.fold_in(key, 1), discover.splice)
             scored = batch.mask & own
-        inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key, observation)
+        lag = None
+        if (full := config.metacontroller.embedding_lag) is not None and discover.lag_ramp:
+            lag = warm_up(step, full, discover.lag_delay, discover.lag_ramp).astype(jnp.int32)
+        inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key, observation, lag)
         alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
         parts = elbo(log_prob, inference.kl, alpha, batch.mask, scored)
         kl_per_episode = parts.kl * batch.mask.sum() / batch.mask.shape[0]

@@ -111,6 +111,25 @@ def test_discovery_trains_the_metacontroller_around_a_base_model_it_reads(
     assert float(metrics["kl_per_episode"]) == pytest.approx(float(metrics["kl"]) * MASK.sum() / BATCH, rel=1e-5)
 
 
+def test_the_embeddings_lag_rises_to_the_metacontrollers_own(
+    config: Config, base: tuple, make_metacontroller: Callable
+) -> None:
+    def loss(step: int, lag: int, ramp: int) -> float:
+        graphdef, params = nnx.split(make_metacontroller(embedding_lag=lag), nnx.Param)
+        settings = replace(
+            config,
+            metacontroller=replace(config.metacontroller, embedding_lag=lag),
+            discover=replace(config.discover, alpha=0.0, lag_delay=1, lag_ramp=ramp),
+        )
+        loss_fn = discovery_loss(settings, base[0], graphdef)
+        trained = {"metacontroller": nnx.to_pure_dict(params)}
+        return float(loss_fn(trained, jnp.int32(step), base[1], make_batch(1), KEY)[0])
+
+    constant = [loss(0, lag, 0) for lag in range(3)]
+    assert len(set(constant)) == 3
+    assert [loss(step, 2, 4) for step in (0, 1, 3, 5, 9)] == pytest.approx([constant[lag] for lag in (0, 0, 1, 2, 2)])
+
+
 def test_dropping_history_starts_episodes_anew_and_depends_on_the_seed_alone() -> None:
     batch = make_batch(1)
     assert drop_history(batch, 0.0, (0, 0)) is batch
