@@ -106,12 +106,11 @@ class ControllersConfig:
 
 @dataclass(frozen=True)
 class MetacontrollerConfig:
-    interval: int = 1  # of its clock, steps: it reads and may switch at every n-th step only; z is held between
     history_width: int = 32  # n_h
     embedder: str = "gru"  # gru (backwards), hawk (the paper's SSM)
     embedding_width: int = 32  # n_s
-    embedder_memory: float = 2.0  # ticks: the longest memory of a GRU embedder's units at the start
-    embedding_lag: int | None = None  # ticks ago that the encoder's view of the future begins; null: at the first step
+    embedder_memory: float = 2.0  # steps: the longest memory of a GRU embedder's units at the start
+    embedding_lag: int | None = None  # steps ago that the encoder's view of the future begins; null: at the first step
     encoder_norm: bool = False  # the encoder reads history and embedding RMS-normalised
     latent: int = 8  # n_z
     encoder_width: int = 64
@@ -132,8 +131,12 @@ class DiscoverConfig:
     alpha: float = 0.2  # weight of the KL, a step
     alpha_delay: int = 200  # steps at 0
     alpha_ramp: int = 1_500  # steps of linear rise after the delay
-    lag_delay: int = 0  # steps for which the embedding has no lag
-    lag_ramp: int = 0  # steps of linear rise to metacontroller.embedding_lag after the delay; 0: no such curriculum
+    alpha_end: float | None = None  # what alpha falls to in the end; null: it stays
+    alpha_end_delay: int = 0  # steps before that fall
+    alpha_end_ramp: int = 500  # steps of the fall
+    recovery: int = 0  # steps that the switch needs to recover from opening, at most (ours); 0: none
+    curriculum_delay: int = 0  # steps without lag of the embedding and without recovery of the switch
+    curriculum_ramp: int = 0  # steps of linear rise to metacontroller.embedding_lag and recovery; 0: there at once
     splice: float = 0.0  # share of episodes whose first steps the controlled base sees another episode instead (ours)
     cotrain: bool = False  # ablation: the base model is trained too
     noise: float | None = None  # noise of D*; null: D* is D
@@ -148,6 +151,8 @@ class ProposeConfig:
     """The proposal that the latent policy starts from; without it, it starts as N(0, initial_std^2) as in the paper."""
 
     experts: int = 0  # kept, more than subgoals can be expected; 0: no proposal
+    linear: bool = True  # each expert's latent is a linear function of the observation; else a constant
+    first_codes: bool = False  # fit the codes of first steps only; later ones lean on what was done before
     candidates: int = 64  # experts of the first fit: many more than subgoals
     codes: int = 131_072  # pairs of observation and latent to fit
     restarts: int = 1  # first fits, of which the likeliest is kept
@@ -265,7 +270,7 @@ POSITIVE = {
     "model": ("depth", "width", "mlp_width", "num_heads"),
     "pretrain": ("steps", "batch_size", "valid_every"),
     "controllers": ("steps", "rank", "batch_size", "episodes", "trials"),
-    "metacontroller": ("latent", "interval"),
+    "metacontroller": ("latent",),
     "discover": ("steps", "batch_size", "num_buckets", "valid_every"),
     "reinforce": ("episodes", "batch_size", "epochs", "minibatches", "max_decisions", "num_seeds", "test_episodes"),
     "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise"),
@@ -359,9 +364,15 @@ def validate(config: Config) -> Config:
         config.metacontroller.embedder == "gru" or (memory == 2 and lag is None),
         "metacontroller.embedder_memory and metacontroller.embedding_lag need metacontroller.embedder=gru",
     )
+    require(discover.recovery >= 0, f"discover.recovery={discover.recovery} must not be negative")
     require(
-        discover.lag_ramp == 0 or lag is not None,
-        f"discover.lag_ramp={discover.lag_ramp} needs the lag that it leads to: set metacontroller.embedding_lag",
+        discover.recovery == 0 or not config.metacontroller.force_switch,
+        f"discover.recovery={discover.recovery} does nothing to a forced switch; set it to 0",
+    )
+    require(
+        discover.curriculum_ramp == 0 or lag is not None or discover.recovery > 0,
+        f"discover.curriculum_ramp={discover.curriculum_ramp} leads to nothing: set metacontroller.embedding_lag or "
+        "discover.recovery",
     )
     require(discover.tolerance >= 0, f"discover.tolerance={discover.tolerance} must not be negative")
     expert = config.expert

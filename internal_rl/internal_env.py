@@ -143,7 +143,7 @@ class InternalEnv:
     def __init__(self, env: Environment, backbone: Backbone, metacontroller: Metacontroller):
         self.controlled, self.metacontroller = ControlledEnv(env, backbone), metacontroller
         self.env, self.horizon = env, env.horizon
-        self.always_decides = metacontroller.config.force_switch and metacontroller.config.interval == 1
+        self.always_decides = metacontroller.config.force_switch
 
     def reset(self, keys: Array) -> tuple[InternalState, DecisionStep]:
         """e_1, with the switch open."""
@@ -159,14 +159,14 @@ class InternalEnv:
         """Decode the latent `action`, act through the upper half."""
         metacontroller, e = self.metacontroller, state.controlled.e
         controlled, primitive_action = self.controlled.act(keys, state.controlled, metacontroller.control(e, action), t)
-        return InternalState(controlled, metacontroller.advance_history(e, state.history, t)), primitive_action
+        return InternalState(controlled, metacontroller.advance_history(e, state.history)), primitive_action
 
     def observe(
         self, state: InternalState, env_state: Any, timestep: TimeStep, action: Array, t: Array
     ) -> tuple[InternalState, DecisionStep]:
         """Lower half, then the switch under the latent `action`."""
         controlled = self.controlled.observe(state.controlled, env_state, timestep, t)
-        beta = self.metacontroller.switch(controlled.e, state.history, action, t + 1)
+        beta = self.metacontroller.switch(controlled.e, state.history, action)
         state = InternalState(controlled, state.history)
         return state, self._show(state, beta >= SWITCH_THRESHOLD)
 

@@ -58,6 +58,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "discover/nll_permuted": ("step", "held-out NLL with z taken from another episode"),
     "discover/nll_prior": ("step", "held-out NLL with z drawn from the prior"),
     "discover/nll_same_code": ("step", "held-out NLL with z from another episode's segment of the same subgoal"),
+    "discover/nll_first_code": ("step", "the same with z from the first segment of another episode"),
     "discover/bayes_nll": ("step", "action NLL of the Bayes filter over tasks on the same episodes"),
     "discover/oracle_nll": ("step", "action NLL of the expert that knows the task on the same episodes"),
     "discover/base_nll": ("step", "action NLL of the frozen base alone on the same episodes"),

@@ -57,5 +57,5 @@ def check_every_stage(tmp_path, steps, batch):
     assert summary["internal_rl"]["episodes"] == steps * config.reinforce.batch_size
     assert len(summary["internal_rl"]["success"]) == len(summary["raw_rl"]["success"]) == 1
     unseen = summary["discovery"]["unseen_transitions"]  # without those that untrained controllers never reach
-    assert set(unseen) == {"base", "prior", "same_code", "start"}
+    assert set(unseen) == {"base", "prior", "same_code", "first_code", "start"}
     assert all(set(rates) <= {"1>2", "3>4", "5>6", "7>0"} for rates in unseen.values())

@@ -46,7 +46,14 @@ def test_summary_has_every_promised_key(run_dir):
     stages = {"collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce"}
     assert set(summary["seconds"]) == stages
     assert len(summary["proposal"]["weights"]) == 2
-    assert set(summary["discovery"]["unseen_transitions"]) == {"base", "prior", "same_code", "start", "expert"}
+    assert set(summary["discovery"]["unseen_transitions"]) == {
+        "base",
+        "prior",
+        "same_code",
+        "first_code",
+        "start",
+        "expert",
+    }
     assert summary["internal_rl"]["episodes"] == summary["raw_rl"]["episodes"] == 256
     assert len(summary["internal_rl"]["success"]) == 1
     assert {"config", "versions", "device", "commit"} <= set(summary)

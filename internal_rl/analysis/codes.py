@@ -1,6 +1,6 @@
 """What the latent encodes: codes by segment, decoded by nearest neighbour; plain NumPy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,11 @@ class Codes:
     place: Int[np.ndarray, "N"]
     ordinal: Int[np.ndarray, "N"]
     episode: Int[np.ndarray, "N"]
+
+    def of_first_segments(self) -> "Codes":
+        """Those of episodes' first subgoals: when they were inferred, nothing was known that they could lean on."""
+        first = self.ordinal == 0
+        return Codes(*(getattr(self, field.name)[first] for field in fields(self)))
 
 
 def segment_codes(

@@ -22,6 +22,7 @@ ALGORITHMS = {"internal_rl": ("internal RL", INTERNAL), "raw_rl": ("raw-action R
 LATENT_SOURCES = {
     "nll": ("posterior z", INTERNAL),
     "nll_same_code": ("z of same\nsubgoal", INTERNAL),
+    "nll_first_code": ("z of same subgoal,\nfirst segment", INTERNAL),
     "nll_prior": ("prior z", PALE),
     "nll_permuted": ("permuted z", PALE),
     "nll_zero": ("zero z", PALE),
@@ -35,6 +36,7 @@ TRANSITION_SOURCES = {
     "base": ("base model alone", "#C4C4C4"),
     "prior": ("prior z", PALE),
     "same_code": ("z of that subgoal", INTERNAL),
+    "first_code": ("z of that subgoal, first segments", "#56B4E9"),
     "start": ("z that RL starts from", "#F0C6DC"),
     "expert": ("z of that subgoal's expert", "#CC79A7"),
     "supervised": ("supervised controllers", "#E69F00"),

@@ -23,7 +23,7 @@ from internal_rl.stages.controllers import goal_control, load_controllers
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.propose import load_matches, load_proposal
 
-Source = Literal["base", "prior", "same_code", "start", "expert"]
+Source = Literal["base", "prior", "same_code", "first_code", "start", "expert"]
 Steering = Literal["nothing", "codes", "experts"]
 
 
@@ -76,13 +76,13 @@ def _play(
         free = state.e if steering == "nothing" else metacontroller.control(state.e, latent)
         keys = jax.random.split(jax.random.fold_in(key, t + 1), episodes)
         after, action = controlled_env.act(keys, state, jnp.where(first[:, None], steered, free), t)
-        history = metacontroller.advance_history(state.e, trial.history, t)
+        history = metacontroller.advance_history(state.e, trial.history)
         return _Trial(after, history, latent, ~first, trial.void), after.env, action
 
     def observe(parameters: Any, trial: _Trial, env_state: Any, timestep: TimeStep, t: jax.Array) -> _Trial:
         controlled_env, metacontroller, *_ = merge(parameters)
         after = controlled_env.observe(trial.controlled, env_state, timestep, t)
-        beta = metacontroller.switch(after.e, trial.history, trial.latent, t + 1)
+        beta = metacontroller.switch(after.e, trial.history, trial.latent)
         opened = trial.free & (beta >= SWITCH_THRESHOLD) & ~timestep.done
         return replace(trial, controlled=after, void=trial.void | opened)
 
@@ -97,8 +97,9 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
     """For each transition of the post-training task that pretraining never shows: its probability by source.
 
     base: no latent; prior: latents of the prior; same_code: codes of the wanted subgoal from held-out episodes;
-    start: what the latent policy starts from; expert: with a proposal, the expert that held-out labels name for the
-    wanted subgoal. A transition whose first colour was never reached is left out; {} where the switch is always open.
+    first_code: such codes from first segments, times `policy.gain`; start: what the latent policy starts from; expert:
+    with a proposal, the expert that held-out labels name for the wanted subgoal. A transition whose first colour was
+    never reached is left out; {} where the switch is always open.
     """
     seen = make_env(config).tasks.transitions
     asked = make_env(config, config.env.post_tasks).tasks.transitions
@@ -109,29 +110,36 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
     goal_params = load_controllers(config, directory)
     env = make_env(config, ",".join(f"{a}-{b}" for a, b in wanted))
     with np.load(directory / "discover" / "diagnostics.npz", allow_pickle=False) as file:
-        bank, bank_subgoal = file["code_latent"], file["code_subgoal"]
+        bank, bank_subgoal, bank_first = file["code_latent"], file["code_subgoal"], file["code_ordinal"] == 0
     key, rng = jax.random.fold_in(jax.random.key(config.seed), 5_000), np.random.default_rng(config.seed)
     episodes = config.controllers.trials * len(wanted)
     starts = jax.vmap(env.reset)(jax.random.split(jax.random.fold_in(key, 0), episodes))[0]
     pairs = [tuple(pair) for pair in np.asarray(starts.pinpad.task).tolist()]  # what each episode will ask for
     goal = np.array([b for _, b in pairs])
     prior = np.asarray(jax.random.normal(jax.random.fold_in(key, 1_000_000), (episodes, bank.shape[1])))
-    same, nobody = np.zeros_like(prior), np.zeros(episodes, int)
-    for colour in np.unique(goal):
-        pool = np.flatnonzero(bank_subgoal == colour)
-        if len(pool):
-            same[goal == colour] = bank[rng.choice(pool, int((goal == colour).sum()))]
+    nobody = np.zeros(episodes, int)
+
+    def codes_of_goals(chosen: np.ndarray) -> np.ndarray:
+        """A code of each episode's goal from the `chosen` ones of the bank; zeros where there is none."""
+        codes = np.zeros_like(prior)
+        for colour in np.unique(goal):
+            pool = np.flatnonzero(chosen & (bank_subgoal == colour))
+            if len(pool):
+                codes[goal == colour] = bank[rng.choice(pool, int((goal == colour).sum()))]
+        return codes
+
+    gain = config.policy.gain
     # source: (steering, codes, expert of each episode)
     sources: dict[Source, tuple[Steering, np.ndarray, np.ndarray]] = {
         "base": ("nothing", prior, nobody),
         "prior": ("codes", prior, nobody),
-        "same_code": ("codes", same, nobody),
+        "same_code": ("codes", codes_of_goals(np.ones_like(bank_first)), nobody),
+        "first_code": ("codes", gain * codes_of_goals(bank_first), nobody),
         "start": ("codes", config.policy.initial_std * prior, nobody),
     }
     graphs, parameters = (base_graph, graphdef), (base_params, params)
     if config.propose.experts:
         proposal_graph, proposal = load_proposal(config, env, directory)
-        gain = config.policy.gain
         weight, matches = np.exp(proposal["log_weight"]), load_matches(directory)
         drawn = rng.choice(len(weight), episodes, p=weight / weight.sum())
         sources["start"] = ("experts", config.policy.initial_std * prior, drawn)

@@ -23,7 +23,7 @@ SWITCH_THRESHOLD = 0.5  # in internal RL: a new latent is taken where beta reach
 
 class Inference(NamedTuple):
     """posterior: over the proposals z~ [B, T, Z]; kl: of it from the prior [B, T]; switch: beta [B, T]; latent: z after
-    integration [B, T, Z]. Between the ticks of the metacontroller's clock kl and beta are 0, the rest is held."""
+    integration [B, T, Z]."""
 
     posterior: Gaussian
     kl: Float[Array, "B T"]
@@ -112,62 +112,62 @@ class Metacontroller(nnx.Module):
     # --- whole sequences (discovery) ---------------------------------------------------------------------
 
     def infer(
-        self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"], key: Array, lag: Array | None = None
+        self,
+        e: Float[Array, "B T D"],
+        mask: Bool[Array, "B T"],
+        key: Array,
+        lag: Array | None = None,
+        recovery: Float[Array, "B"] | None = None,
     ) -> Inference:
         """Posterior sample of the latent for whole sequences; beta is 1 at the first step.
 
-        z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}), where t counts ticks.
-        lag: of the embedding, ticks; None: `embedding_lag`.
+        z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}).
+        lag: of the embedding, steps; None: `embedding_lag`. recovery: see `integrate`.
         """
-        length, e, mask = e.shape[1], self._at_ticks(e), self._at_ticks(mask)
         x, history = rms_normalise(e), self.past(e, mask)
         posterior = self.encode(x, history, self.embed_sequence(x, mask, lag))
-        batch, ticks, size = posterior.mean.shape
+        batch, length, size = posterior.mean.shape
         # Steps of independent noise can be averaged, by a half-open switch or by the base model: a code then gets
         # through that no single latent, held as in internal RL, could carry.
-        noise = jax.random.normal(key, (batch, 1 if self.config.shared_noise else ticks, size))
-        switch, latent = self.integrate(e, history, posterior.reparameterise(noise))
-        held = jax.tree.map(lambda x: self._held(x, length), (posterior, posterior.kl_to_standard(), switch, latent))
-        posterior, kl, switch, latent = held
-        tick = self._is_tick(jnp.arange(length))
-        return Inference(posterior, jnp.where(tick, kl, 0.0), jnp.where(tick, switch, 0.0), latent)
+        noise = jax.random.normal(key, (batch, 1 if self.config.shared_noise else length, size))
+        switch, latent = self.integrate(e, history, posterior.reparameterise(noise), recovery)
+        return Inference(posterior, posterior.kl_to_standard(), switch, latent)
 
     def latents(
         self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"], proposals: Float[Array, "B T Z"]
     ) -> Float[Array, "B T Z"]:
         """z for given proposals instead of the posterior's."""
-        ticks = self._at_ticks(e)
-        _, latent = self.integrate(ticks, self.past(ticks, self._at_ticks(mask)), self._at_ticks(proposals))
-        return self._held(latent, e.shape[1])
-
-    def _is_tick(self, t: Array) -> Array:
-        return t % self.config.interval == 0
-
-    def _at_ticks(self, x: Array) -> Array:
-        return x[:, :: self.config.interval]
-
-    def _held(self, x: Array, length: int) -> Array:
-        return jnp.repeat(x, self.config.interval, 1)[:, :length]
+        return self.integrate(e, self.past(e, mask), proposals)[1]
 
     def past(self, e: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T H"]:
-        """h_{t-1} for every tick. e, mask: at the ticks."""
+        """h_{t-1} for every step."""
         after = self.history.unroll(rms_normalise(e), mask)
         return jnp.pad(after, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
-    def integrate(self, e, history, proposals) -> tuple[Float[Array, "B T"], Float[Array, "B T Z"]]:
-        """The scan over switch and latent: (beta, z) for given proposals [B, T, Z]; all at the ticks."""
+    def integrate(
+        self, e, history, proposals, recovery: Float[Array, "B"] | None = None
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T Z"]]:
+        """The scan over switch and latent: (beta, z) for given proposals [B, T, Z].
+
+        recovery (ours, in training only): steps in which an opened switch becomes able to open fully again, >= 1. beta
+        is what f_switch asks for times a budget in [0, 1] that is spent by opening and refills by 1 / recovery a step,
+        so that a latent that has to be replaced sooner costs likelihood. None: the budget is always full.
+        """
         features = self._switch_features(rms_normalise(e), history)
-
-        def advance(latent, step):
-            feature, proposal, forced = step
-            beta = jnp.where(forced, 1.0, self._switch_probability(feature, latent))
-            latent = beta[:, None] * proposal + (1 - beta[:, None]) * latent
-            return latent, (beta, latent)
-
         batch, length = proposals.shape[:2]
+        refill = jnp.ones(batch) if recovery is None else 1 / recovery
+
+        def advance(carry, step):
+            latent, budget = carry
+            feature, proposal, forced = step
+            beta = jnp.where(forced, 1.0, budget * self._switch_probability(feature, latent))
+            latent = beta[:, None] * proposal + (1 - beta[:, None]) * latent
+            return (latent, jnp.minimum(budget - beta + refill, 1.0)), (beta, latent)
+
         forced = jnp.ones(length, bool) if self.config.force_switch else jnp.arange(length) == 0
+        start = jnp.zeros((batch, self.config.latent)), jnp.ones(batch)
         steps = (jnp.moveaxis(features, 1, 0), jnp.moveaxis(proposals, 1, 0), forced)
-        _, (switch, latent) = jax.lax.scan(advance, jnp.zeros((batch, self.config.latent)), steps)
+        _, (switch, latent) = jax.lax.scan(advance, start, steps)
         return switch.T, jnp.moveaxis(latent, 0, 1)
 
     # --- one step (internal RL) --------------------------------------------------------------------------
@@ -176,16 +176,15 @@ class Metacontroller(nnx.Module):
         """h_0."""
         return self.history.init_memory(batch)
 
-    def advance_history(self, e: Float[Array, "B D"], history: Float[Array, "B H"], t: Array) -> Float[Array, "B H"]:
-        """h_t from e_t and h_{t-1}; as it was between the ticks."""
-        after = self.history.step(rms_normalise(e), history)
-        return jnp.where(self._is_tick(t), after, history)
+    def advance_history(self, e: Float[Array, "B D"], history: Float[Array, "B H"]) -> Float[Array, "B H"]:
+        """h_t from e_t and h_{t-1}."""
+        return self.history.step(rms_normalise(e), history)
 
     def switch(
-        self, e: Float[Array, "B D"], history: Float[Array, "B H"], latent: Float[Array, "B Z"], t: Array
+        self, e: Float[Array, "B D"], history: Float[Array, "B H"], latent: Float[Array, "B Z"]
     ) -> Float[Array, "B"]:
-        """beta_t from e_t, h_{t-1} and z_{t-1}; 0 between the ticks."""
+        """beta_t from e_t, h_{t-1} and z_{t-1}."""
         beta = self._switch_probability(self._switch_features(rms_normalise(e), history), latent)
         if self.config.force_switch:
             beta = jnp.ones_like(beta)
-        return jnp.where(self._is_tick(t), beta, 0.0)
+        return beta

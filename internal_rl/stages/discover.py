@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from envs.api import Environment
 from internal_rl import checkpoint
 from internal_rl.analysis.codes import Codes, nearest_neighbour_accuracy, same_subgoal_latents, segment_codes
 from internal_rl.analysis.switching import switching_scores
-from internal_rl.config import Config
+from internal_rl.config import Config, DiscoverConfig
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Inference, Metacontroller
 from internal_rl.objectives import elbo, warm_up
@@ -42,14 +42,15 @@ def steer(
     key: jax.Array,
     observation: Any = None,
     lag: jax.Array | None = None,
+    recovery: jax.Array | None = None,
 ) -> tuple[Inference, jax.Array]:
     """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model.
 
     observation: what the controlled model sees, where that is not what the posterior is inferred from.
-    lag: of the sequence embedding; None: the metacontroller's own.
+    lag: of the sequence embedding; None: the metacontroller's own. recovery: of the switch [B]; None: none needed.
     """
     e = base.unroll_lower(batch.observation, batch.first)
-    inference = metacontroller.infer(e, batch.mask, key, lag)
+    inference = metacontroller.infer(e, batch.mask, key, lag, recovery)
     e = e if observation is None else base.unroll_lower(observation, batch.first)
     prediction = base.unroll_upper(metacontroller.control(e, inference.latent), batch.first)
     return inference, prediction.action.log_prob(batch.action)
@@ -72,6 +73,31 @@ def splice(observation: Array, mask: Bool[Array, "B T"], key: Array, share: floa
     return jnp.where(wide, observation, jnp.roll(observation, 1, axis=0)), own
 
 
+def alpha_at(discover: DiscoverConfig, step: jax.Array) -> Float[Array, ""]:
+    """Weight of the KL: 0, up to `alpha` (which makes switches sparse), down to `alpha_end` (which lets codes grow)."""
+    alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
+    if discover.alpha_end is None:
+        return alpha
+    return alpha + warm_up(step, discover.alpha_end - discover.alpha, discover.alpha_end_delay, discover.alpha_end_ramp)
+
+
+def handicaps(
+    config: Config, step: jax.Array, batch: int, key: jax.Array
+) -> tuple[jax.Array | None, Float[Array, "B"] | None]:
+    """(lag of the sequence embedding, recovery of each episode's switch) at a step; None where there is none.
+
+    Both rise from none within the curriculum: an encoder that sees what comes next learns codes soonest, but those of
+    the next move; with a lag, and a switch that may be unable to open soon again, codes that last are worth more. An
+    episode's recovery is uniform between 0 and what the curriculum has reached.
+    """
+    discover, full = config.discover, config.metacontroller.embedding_lag
+    rise = lambda value: warm_up(step, value, discover.curriculum_delay, discover.curriculum_ramp)
+    lag = None if full is None or discover.curriculum_ramp == 0 else rise(full).astype(jnp.int32)
+    if discover.recovery == 0:
+        return lag, None
+    return lag, jnp.maximum(rise(discover.recovery) * jax.random.uniform(key, (batch,)), 1.0)
+
+
 def discovery_loss(
     config: Config, base_graph: Any, graphdef: Any
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
@@ -84,11 +110,10 @@ def discovery_loss(
         if discover.splice:
             observation, own = splice(batch.observation, batch.mask, jax.random.fold_in(key, 1), discover.splice)
             scored = batch.mask & own
-        lag = None
-        if (full := config.metacontroller.embedding_lag) is not None and discover.lag_ramp:
-            lag = warm_up(step, full, discover.lag_delay, discover.lag_ramp).astype(jnp.int32)
-        inference, log_prob = steer(base, nnx.merge(graphdef, params["metacontroller"]), batch, key, observation, lag)
-        alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
+        handicap = handicaps(config, step, len(batch.mask), jax.random.fold_in(key, 2))
+        metacontroller = nnx.merge(graphdef, params["metacontroller"])
+        inference, log_prob = steer(base, metacontroller, batch, key, observation, *handicap)
+        alpha = alpha_at(discover, step)
         parts = elbo(log_prob, inference.kl, alpha, batch.mask, scored)
         kl_per_episode = parts.kl * batch.mask.sum() / batch.mask.shape[0]
         metrics = {"loss": parts.loss, "nll": parts.nll, "kl": parts.kl, "kl_per_episode": kl_per_episode}
@@ -135,21 +160,24 @@ class Diagnostics:
         latent = np.asarray(inference.latent)
         permuted = np.roll(latent, 1, axis=0)
         kl = np.where(mask, np.asarray(inference.kl), 0)
+        codes = self.codes(inference)
         under = lambda z: self._nll(self.log_prob_under(base_params, params, self.batch, z))
         return {
             "valid_nll": self._nll(log_prob),
             "nll_zero": under(np.zeros_like(latent)),
             "nll_permuted": under(permuted),
             "nll_prior": under(self.prior_latents(base_params, params, self.batch, self.key)),
-            "nll_same_code": under(
-                same_subgoal_latents(self.codes(inference), self.labels["subgoal"], mask, np.random.default_rng(0))
-            ),
+            "nll_same_code": under(self._same_subgoal(codes)),
+            "nll_first_code": under(self._same_subgoal(codes.of_first_segments())),
             "base_nll": self._nll(self.base_log_probs(base_params, self.batch)),
             "kl": float(kl[mask].mean()),
             "kl_per_episode": float(kl.sum(1).mean()),
             **switching_scores(np.asarray(inference.switch), self.labels["subgoal"], mask, self.tolerance),
             **yardsticks(self.labels, mask),
         }
+
+    def _same_subgoal(self, codes: Codes) -> Any:
+        return same_subgoal_latents(codes, self.labels["subgoal"], self.batch.mask, np.random.default_rng(0))
 
     def codes(self, inference: Inference) -> Codes:
         """Latents of the completed segments."""

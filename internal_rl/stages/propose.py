@@ -54,6 +54,7 @@ class Reader:
     def __init__(self, config: Config, env: Environment, run_dir: Path):
         base_graph, base_params, graphdef, params = load_metacontroller(config, env, run_dir)
         self.key = jax.random.fold_in(jax.random.key(config.seed), 41)
+        self.first_codes = config.propose.first_codes
 
         @jax.jit
         def infer(batch: Any, key: jax.Array):
@@ -66,6 +67,8 @@ class Reader:
         """(codes, where they are [B, T]) of one batch; `number` draws the sample of the posterior."""
         inference = jax.device_get(self.infer(batch, jax.random.fold_in(self.key, number)))
         opened = (inference.switch >= SWITCH_THRESHOLD) & np.asarray(batch.mask)
+        if self.first_codes:
+            opened = opened & (np.arange(opened.shape[1]) == 0)
         observation = np.asarray(batch.observation)[opened]
         return Codes(observation, inference.latent[opened], inference.posterior.mean[opened]), opened
 
@@ -125,17 +128,25 @@ class Fit:
     def first(self, seed: int) -> Any:
         """Parameters of `propose.candidates` experts, from a random start."""
         settings = self.config.propose
+        features = np.full((self.env.observation_spec.size, settings.candidates), settings.linear)
         graphdef, params = self._build(settings.candidates, self.config.seed + 1_000 * seed + 4)
+        if not settings.linear:  # constants are told apart by where they start: at random codes
+            rows = np.random.default_rng((self.config.seed, seed)).integers(
+                len(self.codes.latent), size=len(params["bias"])
+            )
+            params = {**params, "bias": jnp.asarray(self.codes.latent[rows])}
         fall = lambda step: settings.initial_noise * (1 - step / (ANNEALED * settings.steps))
-        return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall)
+        return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall, features)
 
     def heaviest(self, params: Any, seed: int) -> Any:
-        """The `propose.experts` heaviest experts of a first fit, fitted again, then without unsupported features."""
+        """The `propose.experts` heaviest experts of a first fit, fitted again, then without unsupported features (all
+        features, where experts are constants)."""
         settings = self.config.propose
         graphdef, _ = self._build(settings.experts)
         rest = seed, settings.keep_steps, settings.keep_optim, lambda step: 0.0
-        params = self._maximise(graphdef, keep_heaviest(params, settings.experts), "propose_kept", *rest)
-        supported = self.support(params) >= settings.least_support
+        features = np.full((self.env.observation_spec.size, settings.experts), settings.linear)
+        params = self._maximise(graphdef, keep_heaviest(params, settings.experts), "propose_kept", *rest, features)
+        supported = features & (self.support(params) >= settings.least_support)
         return self._maximise(graphdef, params, "propose_supported", *rest, supported)
 
     def support(self, params: Any) -> Float[np.ndarray, "I K"]:
@@ -163,17 +174,15 @@ class Fit:
         steps: int,
         optim: OptimConfig,
         least_noise: Callable[[Any], Any],
-        supported: Bool[np.ndarray, "I K"] | None = None,
+        features: Bool[np.ndarray, "I K"],
     ) -> Any:
         codes, config = self.codes, self.config
-        only_supported = lambda params: params
-        if supported is not None:
-            mask = np.repeat(supported, self.active.sum(), axis=1)
-            only_supported = lambda params: {**params, "table": params["table"] * mask}
+        mask = np.repeat(features, self.active.sum(), axis=1)  # what each expert may read
+        restrict = lambda params: {**params, "table": params["table"] * mask}
 
         def loss_fn(params: Any, step: jax.Array, observation: jax.Array, latent: jax.Array):
             std = jnp.maximum(self.noise, least_noise(step))
-            mixture = self._distribution(graphdef, only_supported(params), observation, std)
+            mixture = self._distribution(graphdef, restrict(params), observation, std)
             log_prob = mixture.log_prob(latent).mean()
             return -log_prob, {"log_prob": log_prob, "noise": std.mean(), "start": jnp.float32(seed)}
 
@@ -194,7 +203,7 @@ class Fit:
             log_every=10 * config.tracker.log_every,  # steps of a millisecond or so
             checkpoint_every=config.checkpoint_every,
         )
-        return only_supported(state.params)
+        return restrict(state.params)
 
     def _distribution(self, graphdef: Any, params: Any, observation: Any, std: Any) -> Mixture:
         return nnx.merge(graphdef, {**params, "log_std": jnp.log(std)})(observation)

@@ -26,6 +26,12 @@ def test_segment_codes_are_taken_at_the_last_step_of_each_completed_segment(code
     assert codes.episode.tolist() == [0, 0, 1]
 
 
+def test_first_segments_are_the_first_of_each_episode(codes: Codes) -> None:
+    first = codes.of_first_segments()
+    assert first.latent[:, 0].tolist() == [1.0, 100.0]
+    assert (first.subgoal.tolist(), first.place.tolist(), first.episode.tolist()) == ([1, 2], [1, 10], [0, 1])
+
+
 def test_nearest_neighbour_accuracy_by_hand() -> None:
     """Codes of odd episodes are looked up among those of even ones."""
     codes = Codes(

@@ -13,7 +13,7 @@ from flax import nnx
 
 from internal_rl.config import Config
 from internal_rl.models.backbone import episode_starts
-from internal_rl.stages.discover import discovery_loss
+from internal_rl.stages.discover import alpha_at, discovery_loss, handicaps
 from internal_rl.stages.pretrain import drop_history, pretraining_loss
 from internal_rl.train_loop import init_state, make_update
 from internal_rl.trajectories import Batch
@@ -119,7 +119,7 @@ def test_the_embeddings_lag_rises_to_the_metacontrollers_own(
         settings = replace(
             config,
             metacontroller=replace(config.metacontroller, embedding_lag=lag),
-            discover=replace(config.discover, alpha=0.0, lag_delay=1, lag_ramp=ramp),
+            discover=replace(config.discover, alpha=0.0, curriculum_delay=1, curriculum_ramp=ramp),
         )
         loss_fn = discovery_loss(settings, base[0], graphdef)
         trained = {"metacontroller": nnx.to_pure_dict(params)}
@@ -128,6 +128,35 @@ def test_the_embeddings_lag_rises_to_the_metacontrollers_own(
     constant = [loss(0, lag, 0) for lag in range(3)]
     assert len(set(constant)) == 3
     assert [loss(step, 2, 4) for step in (0, 1, 3, 5, 9)] == pytest.approx([constant[lag] for lag in (0, 0, 1, 2, 2)])
+
+
+def test_each_episodes_recovery_is_drawn_from_what_the_curriculum_has_reached(config: Config) -> None:
+    discover = replace(config.discover, recovery=60, curriculum_delay=10, curriculum_ramp=20)
+    draws = lambda step: handicaps(replace(config, discover=discover), jnp.int32(step), 4_000, KEY)[1]
+    assert (draws(10) == 1).all()  # 1 step: none at all
+    for step, most in ((20, 30), (30, 60), (99, 60)):
+        drawn = np.asarray(draws(step))
+        assert 1 == drawn.min() < drawn.max() <= most
+        assert drawn.mean() == pytest.approx(most / 2, rel=0.05)
+    assert handicaps(config, jnp.int32(99), 4, KEY) == (None, None)
+
+
+def test_a_switch_in_need_of_recovery_changes_the_loss(config: Config, base: tuple, metacontroller: tuple) -> None:
+    def loss(recovery: int) -> float:
+        settings = replace(config, discover=replace(config.discover, recovery=recovery))
+        loss_fn = discovery_loss(settings, base[0], metacontroller[0])
+        return float(loss_fn({"metacontroller": metacontroller[1]}, jnp.int32(9), base[1], make_batch(1), KEY)[0])
+
+    assert abs(loss(50) - loss(0)) > 1e-5
+
+
+def test_alpha_rises_then_falls(config: Config) -> None:
+    plain = replace(config.discover, alpha=4.0, alpha_delay=10, alpha_ramp=10)
+    falling = replace(plain, alpha_end=0.5, alpha_end_delay=40, alpha_end_ramp=20)
+    steps = (0, 10, 15, 20, 40, 50, 60, 99)
+    alpha = lambda discover: [float(alpha_at(discover, jnp.int32(step))) for step in steps]
+    assert alpha(plain) == pytest.approx([0, 0, 2, 4, 4, 4, 4, 4])
+    assert alpha(falling) == pytest.approx([0, 0, 2, 4, 4, 2.25, 0.5, 0.5])
 
 
 def test_dropping_history_starts_episodes_anew_and_depends_on_the_seed_alone() -> None:

@@ -1,6 +1,7 @@
 """The metacontroller: what it reads, when it switches, what it writes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,13 +166,13 @@ def test_single_steps_equal_whole_sequences(
     history, z = metacontroller.init_history(BATCH), jnp.zeros((BATCH, LATENT))
     read, advance = jax.jit(metacontroller.switch), jax.jit(metacontroller.advance_history)
     for t in range(LENGTH):
-        beta = read(stream[:, t], history, z, t) if t else jnp.ones(BATCH)
+        beta = read(stream[:, t], history, z) if t else jnp.ones(BATCH)
         if hard:
             assert set(np.asarray(switch[:, t]).round(6)) <= {0, 1}
             z = jnp.where(beta[:, None] >= 0.5, proposals[:, t], z)
         else:
             z = beta[:, None] * proposals[:, t] + (1 - beta[:, None]) * z
-        history = advance(stream[:, t], history, t)
+        history = advance(stream[:, t], history)
         np.testing.assert_allclose(beta, switch[:, t], atol=1e-5)
         assert_close(z, latent[:, t])
 
@@ -183,7 +184,7 @@ def test_force_switch_opens_it_at_every_step(
     switch, latent = metacontroller.integrate(stream, metacontroller.past(stream, FULL), proposals)
     assert (np.asarray(switch) == 1).all()
     np.testing.assert_array_equal(latent, proposals)
-    beta = metacontroller.switch(stream[:, 1], metacontroller.init_history(BATCH), proposals[:, 0], 1)
+    beta = metacontroller.switch(stream[:, 1], metacontroller.init_history(BATCH), proposals[:, 0])
     assert (np.asarray(beta) == 1).all()
 
 
@@ -262,45 +263,41 @@ def test_a_normed_encoder_reads_directions_of_history_and_embedding_only(
             assert np.abs(scaled.mean - plain.mean).max() > 1e-2
 
 
-# --- a slower clock --------------------------------------------------------------------------------------
+# --- a switch that has to recover (in training) ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("embedder", EMBEDDERS)
-def test_between_ticks_everything_is_held(make_metacontroller: Callable, stream: jax.Array, embedder: str) -> None:
-    """As on the sequence of every other step alone; the padding may start between ticks."""
-    plain, slow = (make_metacontroller(**EMBEDDERS[embedder], interval=interval) for interval in (1, 2))
-    mask, key = FULL.at[1, 3:].set(False), jax.random.key(3)
-    expected = jax.jit(plain.infer)(stream[:, ::2], mask[:, ::2], key)
-    actual = jax.jit(slow.infer)(stream, mask, key)
-    held = lambda x: np.repeat(np.asarray(x), 2, axis=1)
-    for name in ("latent", "posterior"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(actual, name), jax.tree.map(held, getattr(expected, name)))
-    for name in ("switch", "kl"):
-        np.testing.assert_array_equal(np.asarray(getattr(actual, name))[:, ::2], getattr(expected, name))
-        assert (np.asarray(getattr(actual, name))[:, 1::2] == 0).all()
-    assert (np.asarray(actual.kl)[:, ::2] > 0).all()
-    moved = jax.jit(slow.infer)(stream.at[:, 1::2].add(1.0), mask, key)
-    np.testing.assert_array_equal(moved.latent, actual.latent)
+def opened(metacontroller: Any, switch: Any, stream: jax.Array, proposals: jax.Array, recovery: Any) -> np.ndarray:
+    """beta where f_switch would always say `switch`."""
+    metacontroller._switch_probability = lambda features, latent: jnp.full(len(features), switch)
+    history = metacontroller.past(stream, FULL)
+    return np.asarray(metacontroller.integrate(stream, history, proposals, recovery)[0])
 
 
-def test_single_steps_of_a_slower_clock(
-    make_metacontroller: Callable, stream: jax.Array, proposals: jax.Array, assert_close: Callable
+def test_an_opened_switch_opens_again_as_far_as_it_has_recovered(
+    make_metacontroller: Callable, stream: jax.Array, proposals: jax.Array
 ) -> None:
-    metacontroller = make_metacontroller(interval=2)
-    latent = jax.jit(metacontroller.latents)(stream, FULL, proposals)
-    history, z = metacontroller.init_history(BATCH), jnp.zeros((BATCH, LATENT))
-    read, advance = jax.jit(metacontroller.switch), jax.jit(metacontroller.advance_history)
-    for t in range(LENGTH):
-        beta = read(stream[:, t], history, z, t) if t else jnp.ones(BATCH)
-        assert ((beta > 0) == (t % 2 == 0)).all()
-        z = beta[:, None] * proposals[:, t] + (1 - beta[:, None]) * z
-        history = advance(stream[:, t], history, t)
-        assert_close(z, latent[:, t])
+    """Always asked to open, it spends what it regains: all, a half or a quarter of an opening a step."""
+    recovery = jnp.resize(jnp.array([1.0, 2.0, 4.0]), BATCH)
+    beta = opened(make_metacontroller(), 1.0, stream, proposals, recovery)
+    np.testing.assert_allclose(beta[:, 0], 1)
+    np.testing.assert_allclose(beta[:, 1:], np.repeat(1 / np.asarray(recovery)[:, None], LENGTH - 1, 1), rtol=1e-6)
 
 
-def test_a_forced_switch_opens_at_ticks_only(make_metacontroller: Callable, stream: jax.Array) -> None:
-    metacontroller = make_metacontroller(interval=2, force_switch=True)
-    history, z = metacontroller.init_history(BATCH), jnp.zeros((BATCH, LATENT))
-    opened = [np.asarray(metacontroller.switch(stream[:, t], history, z, t)).tolist() for t in range(3)]
-    assert opened == [[1.0] * BATCH, [0.0] * BATCH, [1.0] * BATCH]
-    assert np.asarray(metacontroller.infer(stream, FULL, jax.random.key(0)).switch)[0].tolist() == [1, 0] * 3
+def test_a_half_open_switch_spends_the_budget_too(
+    make_metacontroller: Callable, stream: jax.Array, proposals: jax.Array
+) -> None:
+    """By hand, recovery 4 and f_switch 1/2: budget 1/4, 3/8, 7/16, 15/32, then to 1/2 where it gains what it spends."""
+    beta = opened(make_metacontroller(), 0.5, stream, proposals, jnp.full(BATCH, 4.0))
+    np.testing.assert_allclose(beta[0, :5], [1, 1 / 8, 3 / 16, 7 / 32, 15 / 64], rtol=1e-6)
+
+
+def test_a_recovery_of_one_step_is_none(make_metacontroller: Callable, stream: jax.Array, proposals: jax.Array) -> None:
+    metacontroller = make_metacontroller()
+    history = metacontroller.past(stream, FULL)
+    free = metacontroller.integrate(stream, history, proposals)
+    one = metacontroller.integrate(stream, history, proposals, jnp.ones(BATCH))
+    slow = metacontroller.integrate(stream, history, proposals, jnp.full(BATCH, 3.0))
+    jax.tree.map(np.testing.assert_array_equal, one, free)
+    assert (np.asarray(slow[0])[:, 1:] < np.asarray(free[0])[:, 1:]).all()
+    infer = lambda recovery: metacontroller.infer(stream, FULL, jax.random.key(0), recovery=recovery)
+    assert (np.asarray(infer(jnp.full(BATCH, 3.0)).switch) != np.asarray(infer(None).switch)).any()

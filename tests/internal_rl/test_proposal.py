@@ -17,7 +17,7 @@ from envs.api import Dense, MultiHot
 from internal_rl.config import Config, OptimConfig, ProposeConfig
 from internal_rl.models.policy import LatentInput, LatentPolicy
 from internal_rl.models.proposal import Proposal, add_dimensions, keep_heaviest
-from internal_rl.stages.propose import Codes, Fit, build, count_matches, purity
+from internal_rl.stages.propose import Codes, Fit, Reader, build, count_matches, purity
 from internal_rl.tracking import Tracker
 
 SPEC, EXPERTS, LATENT = MultiHot(size=6, active=2), 3, 2
@@ -30,6 +30,25 @@ def fitted(make_rngs: Callable, normal: Callable) -> tuple[Any, dict[str, Any]]:
     graphdef, params = nnx.split(Proposal(SPEC, LATENT, EXPERTS, make_rngs()), nnx.Param)
     params = nnx.to_pure_dict(params)
     return graphdef, {name: normal(*value.shape, seed=seed) for seed, (name, value) in enumerate(params.items())}
+
+
+@pytest.mark.parametrize("first_codes", [False, True])
+def test_codes_are_read_where_the_switch_opens(first_codes: bool) -> None:
+    """Real steps only; of first steps only where the proposal is to be fitted to those."""
+    latent = jnp.arange(8.0).reshape(2, 4, 1)
+    switch = jnp.array([[1.0, 0.1, 0.9, 0.2], [1.0, 0.2, 0.3, 0.8]])
+    reader = object.__new__(Reader)
+    reader.key, reader.first_codes = jax.random.key(0), first_codes
+    reader.infer = lambda batch, key: SimpleNamespace(
+        switch=switch, latent=latent, posterior=SimpleNamespace(mean=-latent)
+    )
+    mask = np.array([[True] * 4, [True] * 3 + [False]])
+    codes, opened = reader(SimpleNamespace(mask=mask, observation=np.asarray(latent) + 10), 0)
+    steps = [0, 4] if first_codes else [0, 2, 4]
+    assert np.flatnonzero(opened).tolist() == steps
+    assert codes.latent[:, 0].tolist() == steps
+    assert codes.mean[:, 0].tolist() == [-step for step in steps]
+    assert codes.observation[:, 0].tolist() == [step + 10 for step in steps]
 
 
 def test_experts_are_linear_in_the_observation(fitted: tuple) -> None:
@@ -154,6 +173,27 @@ def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path
     cells = np.array([[0, place, 5] for place in range(8)])
     proposed = proposal.means(cells + 8 * np.arange(3))[:, matches[:, 1].argmax(), 0]
     np.testing.assert_allclose(proposed, code_of(cells, np.ones(8, int))[:, 0], atol=0.3)
+
+
+def test_constant_experts_read_nothing_and_find_clusters(settings: Config, world: Any, tmp_path: Path) -> None:
+    """Three clusters, the observation telling nothing (or, to the linear experts, whatever noise it is)."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[-2.0, 1.0], [0.0, -1.5], [2.0, 1.0]], np.float32)
+    subgoal = rng.integers(3, size=3_000)
+    latent = (centres[subgoal] + 0.3 * rng.normal(size=(3_000, 2))).astype(np.float32)
+    observation = rng.integers(8, size=(3_000, 3)) + 8 * np.arange(3)
+    constant = replace(settings, propose=replace(settings.propose, experts=5, candidates=5, linear=False))
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        fit = Fit(constant, world, Codes(observation, latent, centres[subgoal]), tracker, tmp_path)
+        first = fit.first(0)
+        kept = fit.heaviest(first, 0)
+    for params in (first, kept):
+        assert not np.asarray(params["table"]).any()
+    assert purity(count_matches(fit.judge(kept, fit.codes)[1], subgoal, (5, 3))) > 0.98
+    apart = np.linalg.norm(np.asarray(kept["bias"])[:, None] - centres, axis=-1)
+    assert (apart.min(0) < 0.2).all()  # each cluster has an expert
+    moved = nnx.merge(build(world, 2, 5)[0], kept).means(jnp.array([[0, 8, 16], [7, 15, 23]]))
+    np.testing.assert_array_equal(moved[0], moved[1])
 
 
 def test_support_by_hand(settings: Config, world: Any, tmp_path: Path) -> None:

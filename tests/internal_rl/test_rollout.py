@@ -226,9 +226,9 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
     def offline(observation: jax.Array) -> tuple[jax.Array, jax.Array]:
         first = episode_starts(BATCH, env.horizon)
         e = backbone.unroll_lower(observation, first)
-        past, times = metacontroller.past(e, jnp.ones((BATCH, env.horizon), bool)), jnp.arange(env.horizon)
+        past = metacontroller.past(e, jnp.ones((BATCH, env.horizon), bool))
         before = jnp.pad(latents, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        beta = jax.vmap(metacontroller.switch, (1, 1, 1, 0), 1)(e, past, before, times).at[:, 0].set(1.0)
+        beta = jax.vmap(metacontroller.switch, 1, 1)(e, past, before).at[:, 0].set(1.0)
         return backbone.unroll_upper(metacontroller.control(e, latents), first).action.logits, beta
 
     expected, beta = jax.device_get(offline(observation))
