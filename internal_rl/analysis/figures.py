@@ -22,7 +22,7 @@ ALGORITHMS = {"internal_rl": ("internal RL", INTERNAL), "raw_rl": ("raw-action R
 LATENT_SOURCES = {
     "nll": ("posterior z", INTERNAL),
     "nll_same_code": ("z of same\nsubgoal", INTERNAL),
-    "nll_first_code": ("z of same subgoal,\nfirst segment", INTERNAL),
+    "nll_first_code": ("z of a first\nsegment", INTERNAL),
     "nll_prior": ("prior z", PALE),
     "nll_permuted": ("permuted z", PALE),
     "nll_zero": ("zero z", PALE),
