@@ -128,7 +128,6 @@ class Fit:
     def first(self, seed: int) -> Any:
         """Parameters of `propose.candidates` experts, from a random start."""
         settings = self.config.propose
-        features = np.full((self.env.observation_spec.size, settings.candidates), settings.linear)
         graphdef, params = self._build(settings.candidates, self.config.seed + 1_000 * seed + 4)
         if not settings.linear:  # constants are told apart by where they start: at random codes
             rows = np.random.default_rng((self.config.seed, seed)).integers(
@@ -136,17 +135,15 @@ class Fit:
             )
             params = {**params, "bias": jnp.asarray(self.codes.latent[rows])}
         fall = lambda step: settings.initial_noise * (1 - step / (ANNEALED * settings.steps))
-        return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall, features)
+        return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall)
 
     def heaviest(self, params: Any, seed: int) -> Any:
-        """The `propose.experts` heaviest experts of a first fit, fitted again, then without unsupported features (all
-        features, where experts are constants)."""
+        """The `propose.experts` heaviest experts of a first fit, fitted again, then without unsupported features."""
         settings = self.config.propose
         graphdef, _ = self._build(settings.experts)
         rest = seed, settings.keep_steps, settings.keep_optim, lambda step: 0.0
-        features = np.full((self.env.observation_spec.size, settings.experts), settings.linear)
-        params = self._maximise(graphdef, keep_heaviest(params, settings.experts), "propose_kept", *rest, features)
-        supported = features & (self.support(params) >= settings.least_support)
+        params = self._maximise(graphdef, keep_heaviest(params, settings.experts), "propose_kept", *rest)
+        supported = self.support(params) >= settings.least_support
         return self._maximise(graphdef, params, "propose_supported", *rest, supported)
 
     def support(self, params: Any) -> Float[np.ndarray, "I K"]:
@@ -174,10 +171,12 @@ class Fit:
         steps: int,
         optim: OptimConfig,
         least_noise: Callable[[Any], Any],
-        features: Bool[np.ndarray, "I K"],
+        supported: Bool[np.ndarray, "I K"] | None = None,
     ) -> Any:
         codes, config = self.codes, self.config
-        mask = np.repeat(features, self.active.sum(), axis=1)  # what each expert may read
+        mask = np.full_like(params["table"], config.propose.linear)  # what the experts read
+        if supported is not None:
+            mask *= np.repeat(supported, self.active.sum(), axis=1)
         restrict = lambda params: {**params, "table": params["table"] * mask}
 
         def loss_fn(params: Any, step: jax.Array, observation: jax.Array, latent: jax.Array):
