@@ -136,7 +136,7 @@ class DiscoverConfig:
     alpha_end_ramp: int = 500  # steps of the fall
     recovery: int = 0  # steps that the switch needs to recover from opening, at most (ours); 0: none
     curriculum_delay: int = 0  # steps without lag of the embedding and without recovery of the switch
-    curriculum_ramp: int = 0  # steps of linear rise to metacontroller.embedding_lag and recovery; 0: there at once
+    curriculum_ramp: int = 0  # steps of linear rise to metacontroller.embedding_lag and recovery; 0: a jump
     splice: float = 0.0  # share of episodes whose first steps the controlled base sees another episode instead (ours)
     cotrain: bool = False  # ablation: the base model is trained too
     noise: float | None = None  # noise of D*; null: D* is D
@@ -370,9 +370,9 @@ def validate(config: Config) -> Config:
         f"discover.recovery={discover.recovery} does nothing to a forced switch; set it to 0",
     )
     require(
-        discover.curriculum_ramp == 0 or lag is not None or discover.recovery > 0,
-        f"discover.curriculum_ramp={discover.curriculum_ramp} leads to nothing: set metacontroller.embedding_lag or "
-        "discover.recovery",
+        discover.curriculum_delay + discover.curriculum_ramp == 0 or lag is not None or discover.recovery > 0,
+        f"discover.curriculum_delay={discover.curriculum_delay} and curriculum_ramp={discover.curriculum_ramp} lead to "
+        "nothing: set metacontroller.embedding_lag or discover.recovery",
     )
     require(discover.tolerance >= 0, f"discover.tolerance={discover.tolerance} must not be negative")
     expert = config.expert

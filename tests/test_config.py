@@ -60,7 +60,7 @@ def test_wrong_type_is_refused_with_its_path():
         (["metacontroller.embedder_memory=1"], r"metacontroller\.embedder_memory=1\.0 is less than 2"),
         (["metacontroller.embedding_lag=-1"], r"metacontroller\.embedding_lag=-1 must not be negative"),
         (["metacontroller.embedding_lag=1", "metacontroller.embedder=hawk"], r"need metacontroller\.embedder=gru"),
-        (["discover.curriculum_ramp=9"], r"discover\.curriculum_ramp=9 leads to nothing: set .*discover\.recovery"),
+        (["discover.curriculum_ramp=9"], r"curriculum_ramp=9 lead to nothing: set .*discover\.recovery"),
         (["discover.recovery=-1"], r"discover\.recovery=-1 must not be negative"),
         (["discover.recovery=9", "metacontroller.force_switch=true"], r"discover\.recovery=9 does nothing to a forced"),
         (["collect.detours=1"], r"collect\.detours=1\.0 is a share in \[0, 1\)"),

@@ -91,8 +91,9 @@ def handicaps(
     episode's recovery is uniform between 0 and what the curriculum has reached.
     """
     discover, full = config.discover, config.metacontroller.embedding_lag
-    rise = lambda value: warm_up(step, value, discover.curriculum_delay, discover.curriculum_ramp)
-    lag = None if full is None or discover.curriculum_ramp == 0 else rise(full).astype(jnp.int32)
+    delay, ramp = discover.curriculum_delay, discover.curriculum_ramp
+    rise = lambda value: warm_up(step, value, delay, ramp) if delay or ramp else jnp.asarray(value)
+    lag = rise(full).astype(jnp.int32) if full is not None and (delay or ramp) else None
     if discover.recovery == 0:
         return lag, None
     return lag, jnp.maximum(rise(discover.recovery) * jax.random.uniform(key, (batch,)), 1.0)

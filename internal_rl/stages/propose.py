@@ -138,11 +138,14 @@ class Fit:
         return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall)
 
     def heaviest(self, params: Any, seed: int) -> Any:
-        """The `propose.experts` heaviest experts of a first fit, fitted again, then without unsupported features."""
+        """The `propose.experts` heaviest experts of a first fit, fitted again; linear ones then once more, without
+        unsupported features."""
         settings = self.config.propose
         graphdef, _ = self._build(settings.experts)
         rest = seed, settings.keep_steps, settings.keep_optim, lambda step: 0.0
         params = self._maximise(graphdef, keep_heaviest(params, settings.experts), "propose_kept", *rest)
+        if not settings.linear:
+            return params
         supported = self.support(params) >= settings.least_support
         return self._maximise(graphdef, params, "propose_supported", *rest, supported)
 

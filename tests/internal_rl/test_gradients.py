@@ -114,20 +114,22 @@ def test_discovery_trains_the_metacontroller_around_a_base_model_it_reads(
 def test_the_embeddings_lag_rises_to_the_metacontrollers_own(
     config: Config, base: tuple, make_metacontroller: Callable
 ) -> None:
-    def loss(step: int, lag: int, ramp: int) -> float:
+    def loss(step: int, lag: int, delay: int, ramp: int) -> float:
         graphdef, params = nnx.split(make_metacontroller(embedding_lag=lag), nnx.Param)
         settings = replace(
             config,
             metacontroller=replace(config.metacontroller, embedding_lag=lag),
-            discover=replace(config.discover, alpha=0.0, curriculum_delay=1, curriculum_ramp=ramp),
+            discover=replace(config.discover, alpha=0.0, curriculum_delay=delay, curriculum_ramp=ramp),
         )
         loss_fn = discovery_loss(settings, base[0], graphdef)
         trained = {"metacontroller": nnx.to_pure_dict(params)}
         return float(loss_fn(trained, jnp.int32(step), base[1], make_batch(1), KEY)[0])
 
-    constant = [loss(0, lag, 0) for lag in range(3)]
+    constant = [loss(0, lag, 0, 0) for lag in range(3)]
     assert len(set(constant)) == 3
-    assert [loss(step, 2, 4) for step in (0, 1, 3, 5, 9)] == pytest.approx([constant[lag] for lag in (0, 0, 1, 2, 2)])
+    risen = [loss(step, 2, 1, 4) for step in (0, 1, 3, 5, 9)]
+    assert risen == pytest.approx([constant[lag] for lag in (0, 0, 1, 2, 2)])
+    assert [loss(step, 2, 1, 0) for step in (1, 2)] == pytest.approx([constant[0], constant[2]])
 
 
 def test_each_episodes_recovery_is_drawn_from_what_the_curriculum_has_reached(config: Config) -> None:
@@ -139,6 +141,8 @@ def test_each_episodes_recovery_is_drawn_from_what_the_curriculum_has_reached(co
         assert 1 == drawn.min() < drawn.max() <= most
         assert drawn.mean() == pytest.approx(most / 2, rel=0.05)
     assert handicaps(config, jnp.int32(99), 4, KEY) == (None, None)
+    at_once = replace(discover, curriculum_delay=0, curriculum_ramp=0)
+    assert handicaps(replace(config, discover=at_once), jnp.int32(0), 4_000, KEY)[1].max() > 59  # pyright: ignore
 
 
 def test_a_switch_in_need_of_recovery_changes_the_loss(config: Config, base: tuple, metacontroller: tuple) -> None:

@@ -187,6 +187,7 @@ def test_constant_experts_read_nothing_and_find_clusters(settings: Config, world
         fit = Fit(constant, world, Codes(observation, latent, centres[subgoal]), tracker, tmp_path)
         first = fit.first(0)
         kept = fit.heaviest(first, 0)
+    assert not (tmp_path / "propose" / "propose_supported_0").exists()  # what reads nothing has no features to lose
     for params in (first, kept):
         assert not np.asarray(params["table"]).any()
     assert purity(count_matches(fit.judge(kept, fit.codes)[1], subgoal, (5, 3))) > 0.98
