@@ -131,9 +131,6 @@ class DiscoverConfig:
     alpha: float = 0.2  # weight of the KL, a step
     alpha_delay: int = 200  # steps at 0
     alpha_ramp: int = 1_500  # steps of linear rise after the delay
-    alpha_end: float | None = None  # what alpha falls to in the end; null: it stays
-    alpha_end_delay: int = 0  # steps before that fall
-    alpha_end_ramp: int = 500  # steps of the fall
     recovery: int = 0  # steps that the switch needs to recover from opening, at most (ours); 0: none
     curriculum_delay: int = 0  # steps without lag of the embedding and without recovery of the switch
     curriculum_ramp: int = 0  # steps of linear rise to metacontroller.embedding_lag and recovery; 0: a jump

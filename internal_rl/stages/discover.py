@@ -14,7 +14,7 @@ from envs.api import Environment
 from internal_rl import checkpoint
 from internal_rl.analysis.codes import Codes, nearest_neighbour_accuracy, same_subgoal_latents, segment_codes
 from internal_rl.analysis.switching import switching_scores
-from internal_rl.config import Config, DiscoverConfig
+from internal_rl.config import Config
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Inference, Metacontroller
 from internal_rl.objectives import elbo, warm_up
@@ -73,14 +73,6 @@ def splice(observation: Array, mask: Bool[Array, "B T"], key: Array, share: floa
     return jnp.where(wide, observation, jnp.roll(observation, 1, axis=0)), own
 
 
-def alpha_at(discover: DiscoverConfig, step: jax.Array) -> Float[Array, ""]:
-    """Weight of the KL: 0, up to `alpha` (which makes switches sparse), down to `alpha_end` (which lets codes grow)."""
-    alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
-    if discover.alpha_end is None:
-        return alpha
-    return alpha + warm_up(step, discover.alpha_end - discover.alpha, discover.alpha_end_delay, discover.alpha_end_ramp)
-
-
 def handicaps(
     config: Config, step: jax.Array, batch: int, key: jax.Array
 ) -> tuple[jax.Array | None, Float[Array, "B"] | None]:
@@ -114,7 +106,7 @@ def discovery_loss(
         handicap = handicaps(config, step, len(batch.mask), jax.random.fold_in(key, 2))
         metacontroller = nnx.merge(graphdef, params["metacontroller"])
         inference, log_prob = steer(base, metacontroller, batch, key, observation, *handicap)
-        alpha = alpha_at(discover, step)
+        alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
         parts = elbo(log_prob, inference.kl, alpha, batch.mask, scored)
         kl_per_episode = parts.kl * batch.mask.sum() / batch.mask.shape[0]
         metrics = {"loss": parts.loss, "nll": parts.nll, "kl": parts.kl, "kl_per_episode": kl_per_episode}

@@ -13,7 +13,7 @@ from flax import nnx
 
 from internal_rl.config import Config
 from internal_rl.models.backbone import episode_starts
-from internal_rl.stages.discover import alpha_at, discovery_loss, handicaps
+from internal_rl.stages.discover import discovery_loss, handicaps
 from internal_rl.stages.pretrain import drop_history, pretraining_loss
 from internal_rl.train_loop import init_state, make_update
 from internal_rl.trajectories import Batch
@@ -152,15 +152,6 @@ def test_a_switch_in_need_of_recovery_changes_the_loss(config: Config, base: tup
         return float(loss_fn({"metacontroller": metacontroller[1]}, jnp.int32(9), base[1], make_batch(1), KEY)[0])
 
     assert abs(loss(50) - loss(0)) > 1e-5
-
-
-def test_alpha_rises_then_falls(config: Config) -> None:
-    plain = replace(config.discover, alpha=4.0, alpha_delay=10, alpha_ramp=10)
-    falling = replace(plain, alpha_end=0.5, alpha_end_delay=40, alpha_end_ramp=20)
-    steps = (0, 10, 15, 20, 40, 50, 60, 99)
-    alpha = lambda discover: [float(alpha_at(discover, jnp.int32(step))) for step in steps]
-    assert alpha(plain) == pytest.approx([0, 0, 2, 4, 4, 4, 4, 4])
-    assert alpha(falling) == pytest.approx([0, 0, 2, 4, 4, 2.25, 0.5, 0.5])
 
 
 def test_dropping_history_starts_episodes_anew_and_depends_on_the_seed_alone() -> None:
