@@ -6,7 +6,7 @@ Subgoal labels and yardsticks are kept in files of their own: they are for analy
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,13 @@ class Batch:
 
 def concatenate(parts: list[Behaviour]) -> Behaviour:
     """Join datasets end to end."""
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
-    labels = {name: np.concatenate([part.labels[name] for part in parts]) for name in parts[0].labels}
-    return Behaviour(**joined, labels=labels)
+    arrays = [{name: getattr(part, name) for name in ARRAYS} for part in parts]
+    return Behaviour(**_join(arrays), labels=_join([dict(part.labels) for part in parts]))
+
+
+def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of all parts end to end. The parts are emptied on the way: no more than one array is held twice."""
+    return {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
 
 
 # --- on disk ---------------------------------------------------------------------------------------------
@@ -85,13 +89,11 @@ def load(directory: Path, labels: bool = False) -> Behaviour:
         files = json.loads((directory / "manifest.json").read_text())["sha256"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise DatasetError(f"{directory / 'manifest.json'}: no finished dataset here; collect it again") from error
-    parts = []
-    for name in sorted(name for name in files if name.startswith("behaviour-")):
-        arrays = _load_checked(directory / name, files[name])
-        label_name = name.replace("behaviour-", "labels-")
-        extra = _load_checked(directory / label_name, files[label_name]) if labels else {}
-        parts.append(Behaviour(**arrays, labels=extra))
-    return concatenate(parts)
+    names = sorted(name for name in files if name.startswith("behaviour-"))
+    arrays = [_load_checked(directory / name, files[name]) for name in names]
+    names = [name.replace("behaviour-", "labels-") for name in names]
+    extra = [_load_checked(directory / name, files[name]) if labels else {} for name in names]
+    return Behaviour(**_join(arrays), labels=_join(extra))
 
 
 def _load_checked(path: Path, sha256: str) -> dict[str, np.ndarray]:
@@ -235,3 +237,16 @@ def whole(data: Behaviour, episodes: int | None = None) -> tuple[Batch, dict[str
     index = episode_rows(data, np.arange(count), int(data.length[:count].max()))
     batch = Batches(data, [index], 1, 0).gather(index)
     return jax.tree.map(np.asarray, batch), {name: label[np.maximum(index, 0)] for name, label in data.labels.items()}
+
+
+def in_chunks(compute: Callable[..., Any], chunk: int, *rows: Any) -> Any:
+    """compute(*rows) for at most `chunk` rows at a time, joined on the host: whole datasets do not fit otherwise.
+
+    rows: pytrees of arrays [B, ...], as many rows each.
+    """
+    count = len(jax.tree.leaves(rows)[0])
+    parts = [
+        jax.device_get(compute(*jax.tree.map(lambda x, first=first: x[first : first + chunk], rows)))
+        for first in range(0, count, chunk)
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

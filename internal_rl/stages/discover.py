@@ -1,6 +1,7 @@
 """Stage 3: train the metacontroller, self-supervised, around the frozen base model (App. C.4)."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from internal_rl.stages.pretrain import load_base, make_log_probs, yardsticks
 from internal_rl.tracking import Tracker
 from internal_rl.train_loop import init_state, make_optimiser, make_update
 from internal_rl.train_loop import run as run_loop
-from internal_rl.trajectories import Batch, load, whole
+from internal_rl.trajectories import Batch, in_chunks, load, whole
 
 DIAGNOSTIC_EPISODES = 1_024
+CHUNK = 128  # of them a forward pass
 
 
 def build(config: Config, seed: int | None = None) -> tuple[Any, Any]:
@@ -141,25 +143,33 @@ class Diagnostics:
             proposals = jax.random.normal(key, (*batch.mask.shape, config.metacontroller.latent))
             return metacontroller.latents(e, batch.mask, proposals)
 
-        self.infer, self.log_prob_under, self.prior_latents = infer, log_prob_under, prior_latents
+        self._infer, self._log_prob_under, self._prior_latents = infer, log_prob_under, prior_latents
 
-    def _nll(self, log_prob: Any) -> float:
-        return float(-np.asarray(log_prob)[self.batch.mask].mean())
+    def _sampled(self, compute: Callable[..., Any], base_params: Any, params: Any) -> Any:
+        """compute(base_params, params, batch, key) for all episodes, on the host; each chunk draws noise of its own."""
+        chunk = lambda batch, row: compute(base_params, params, batch, jax.random.fold_in(self.key, row[0]))
+        return in_chunks(chunk, CHUNK, self.batch, np.arange(len(self.batch.mask)))
+
+    def infer(self, base_params: Any, params: Any) -> tuple[Inference, np.ndarray]:
+        """The posterior and the log-probability of the actions under it, of all held-out episodes."""
+        return self._sampled(self._infer, base_params, params)
+
+    def _nll(self, log_prob: np.ndarray) -> float:
+        return float(-log_prob[self.batch.mask].mean())
 
     def scores(self, base_params: Any, params: Any) -> dict[str, float]:
         """The numbers that are logged during training."""
         mask = self.batch.mask
-        inference, log_prob = self.infer(base_params, params, self.batch, self.key)
-        latent = np.asarray(inference.latent)
-        permuted = np.roll(latent, 1, axis=0)
-        kl = np.where(mask, np.asarray(inference.kl), 0)
+        inference, log_prob = self.infer(base_params, params)
+        latent, kl = inference.latent, np.where(mask, inference.kl, 0)
         codes = self.codes(inference)
-        under = lambda z: self._nll(self.log_prob_under(base_params, params, self.batch, z))
+        log_prob_under = partial(self._log_prob_under, base_params, params)
+        under = lambda z: self._nll(in_chunks(log_prob_under, CHUNK, self.batch, z))
         return {
             "valid_nll": self._nll(log_prob),
             "nll_zero": under(np.zeros_like(latent)),
-            "nll_permuted": under(permuted),
-            "nll_prior": under(self.prior_latents(base_params, params, self.batch, self.key)),
+            "nll_permuted": under(np.roll(latent, 1, axis=0)),
+            "nll_prior": under(self._sampled(self._prior_latents, base_params, params)),
             "nll_same_code": under(self._same_subgoal(codes)),
             "nll_first_code": under(self._same_subgoal(codes.of_first_segments())),
             "base_nll": self._nll(self.base_log_probs(base_params, self.batch)),
@@ -179,13 +189,13 @@ class Diagnostics:
 
     def save(self, base_params: Any, params: Any, directory: Path) -> dict[str, Any]:
         """Store what the report draws; returns the accuracies of the codes."""
-        inference, _ = self.infer(base_params, params, self.batch, self.key)
+        inference, _ = self.infer(base_params, params)
         codes = self.codes(inference)
         count = 12
         directory.mkdir(parents=True, exist_ok=True)
         np.savez(
             directory / "diagnostics.npz",
-            switch=np.asarray(inference.switch)[:count],
+            switch=inference.switch[:count],
             subgoal=self.labels["subgoal"][:count],
             mask=self.batch.mask[:count],
             code_latent=codes.latent,

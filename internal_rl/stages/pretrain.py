@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from internal_rl.stages.collect import training_batches
 from internal_rl.tracking import Tracker
 from internal_rl.train_loop import init_state, make_optimiser, make_update
 from internal_rl.train_loop import run as run_loop
-from internal_rl.trajectories import Batch, load, whole
+from internal_rl.trajectories import Batch, in_chunks, load, whole
 
 EVALUATION_CHUNK = 512  # episodes a forward pass
 
@@ -59,13 +60,7 @@ def make_log_probs(graphdef: Any) -> Callable[[Any, Batch], np.ndarray]:
         prediction = nnx.merge(graphdef, params).unroll(batch.observation, batch.first)
         return prediction.action.log_prob(batch.action)
 
-    def all_log_probs(params: Any, batch: Batch) -> np.ndarray:
-        count = len(batch.mask)
-        starts = range(0, count, EVALUATION_CHUNK)
-        chunks = [jax.tree.map(lambda x, i=i: x[i : i + EVALUATION_CHUNK], batch) for i in starts]
-        return np.concatenate([np.asarray(log_probs(params, chunk)) for chunk in chunks])
-
-    return all_log_probs
+    return lambda params, batch: in_chunks(partial(log_probs, params), EVALUATION_CHUNK, batch)
 
 
 def yardsticks(labels: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, float]:

@@ -17,6 +17,7 @@ from internal_rl.trajectories import (
     DatasetError,
     bucketed_batches,
     concatenate,
+    in_chunks,
     length_buckets,
     load,
     pack,
@@ -251,3 +252,16 @@ def test_whole_gives_the_first_episodes_with_their_labels() -> None:
 
 def test_concatenate_joins_steps_episodes_and_labels() -> None:
     assert_same(concatenate([behaviour(3, 1), behaviour(2, start=4)]), behaviour(3, 1, 2), labels=True)
+
+
+def test_chunks_are_joined_and_no_larger_than_asked() -> None:
+    sizes = []
+
+    def add(batch: dict[str, np.ndarray], row: np.ndarray) -> dict[str, np.ndarray]:
+        sizes.append(len(row))
+        return {"sum": batch["x"] + row[:, None]}
+
+    x = np.arange(14.0).reshape(7, 2)
+    joined = in_chunks(add, 3, {"x": x}, np.arange(7))
+    assert sizes == [3, 3, 1]
+    np.testing.assert_array_equal(joined["sum"], x + np.arange(7)[:, None])
