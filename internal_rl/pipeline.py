@@ -120,7 +120,7 @@ def summarise(run: Run) -> dict[str, Any]:
     return {
         **summary,
         "seconds": {stage: result["seconds"] for stage, result in stages.items() if "seconds" in result},
-        "config": {**to_dict(run.config), "run_dir": None},  # a path of this machine
+        "config": {**to_dict(run.config), "run_dir": None, "reuse": None},  # paths of this machine
         "versions": versions(),
         "device": device(),
         "commit": commit(),

@@ -140,7 +140,10 @@ def test_until_stops_early_and_reports(run_dir, tmp_path):
     settings = ["propose.experts=0", "until=transitions", f"run_dir={tmp_path / 'x'}"]
     done = script("pipeline", "experiment=smoke", f"reuse={run_dir}", *settings)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "x" / "summary.json").read_text())
+    text = (tmp_path / "x" / "summary.json").read_text()
+    assert str(run_dir) not in text  # it is published: no paths of this machine
+    assert str(tmp_path) not in text
+    summary = json.loads(text)
     assert summary["discovery"]["switch_f1"] >= 0
     assert summary["proposal"] == {}
     unseen = summary["discovery"]["unseen_transitions"]

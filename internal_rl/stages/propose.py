@@ -26,7 +26,7 @@ from internal_rl.stages.discover import load_metacontroller
 from internal_rl.tracking import Tracker
 from internal_rl.train_loop import init_state, make_optimiser, make_update
 from internal_rl.train_loop import run as run_loop
-from internal_rl.trajectories import load, whole
+from internal_rl.trajectories import in_chunks, load, whole
 
 ANNEALED = 0.6  # share of the steps over which the noise falls to its end
 HELD_OUT = 2_048  # episodes
@@ -86,13 +86,12 @@ def training_codes(config: Config, env: Environment, run_dir: Path, read: Reader
 def held_out_codes(run_dir: Path, read: Reader) -> tuple[Codes, Int[np.ndarray, "N"]]:
     """Codes of held-out episodes and their true subgoals."""
     batch, labels = whole(load(run_dir / "data" / "valid", labels=True), HELD_OUT)
-    parts, subgoals = [], []
-    for first in range(0, len(batch.mask), CHUNK):
-        rows = slice(first, first + CHUNK)
-        codes, opened = read(jax.tree.map(lambda x, rows=rows: x[rows], batch), 1_000_000 + first)
-        parts.append(codes)
-        subgoals.append(labels["subgoal"][rows][opened])
-    return Codes(*map(np.concatenate, zip(*parts, strict=True))), np.concatenate(subgoals)
+
+    def of_chunk(batch: Any, subgoal: np.ndarray, row: np.ndarray) -> tuple[Codes, np.ndarray]:
+        codes, opened = read(batch, 1_000_000 + int(row[0]))
+        return codes, subgoal[opened]
+
+    return in_chunks(of_chunk, CHUNK, batch, labels["subgoal"], np.arange(len(batch.mask)))
 
 
 def count_matches(
