@@ -42,6 +42,8 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
             self.env, self._reset, self._step = _named_programs(env, tuple(sorted(settings.items())))
         else:
             self.env, (self._reset, self._step) = env, _programs(env)
+        if isinstance(self.env, AntWorld):  # videos at the speed of life
+            self.metadata = {**self.metadata, "render_fps": round(1 / self.env.control_step)}
         self.render_mode = render_mode
         self.observation_space = _observation_space(self.env.observation_spec)
         self.action_space = _action_space(self.env.action_spec)

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from internal_rl import config as config_module
 from internal_rl.config import Config, ConfigError, EnvConfig
 from internal_rl.reuse import take_over
 from internal_rl.tracking import Tracker
+from internal_rl.versions import commit
 
 
 def make_env(config: Config, tasks: str | None = None) -> Environment:
@@ -75,20 +77,33 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
-        """Record the result of a stage; a rerun then skips it."""
+        """Record the result of a stage and the commit that it was made by; a rerun then skips it."""
         path = self.result_path(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=2) + "\n")
+        partial.write_text(json.dumps({**result, "commit": commit()}, indent=2) + "\n")
         partial.rename(path)
 
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[Callable[[], float]]:
+        """Gives a function that says how many seconds the stage took so far, those of interrupted sessions included."""
+        path = self.result_path(stage).with_suffix(".seconds")
+        before, began = float(path.read_text()) if path.exists() else 0.0, time.monotonic()
+        seconds = lambda: round(before + time.monotonic() - began, 1)
+        try:
+            yield seconds
+        finally:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{seconds()}\n")
+
     def once(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of a stage, from disk if it has finished before, with the seconds it took."""
+        """The result of a stage, from disk if it has finished before, with the seconds it took (`clock`)."""
         if (finished := self.result(stage)) is not None:
             print(f"{stage}: finished before, skipped", flush=True)
             return finished
-        began = time.monotonic()
-        result = {**work(), "seconds": round(time.monotonic() - began, 1)}
+        with self.clock(stage) as seconds:
+            result = work()
+            result["seconds"] = seconds()
         self.finish(stage, result)
         return result
 

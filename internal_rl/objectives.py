@@ -51,9 +51,11 @@ def warm_up(step: Array, value: float, delay: int, ramp: int) -> Float[Array, ""
     return value * jnp.clip((step - delay) / max(ramp, 1), 0.0, 1.0)
 
 
-def batch_relative_advantage(returns: Float[Array, "B"]) -> Float[Array, "B"]:
-    """(R - mean R) / (std R + 1e-3) over the batch (Algorithm 3, Eq. 10); no critic."""
-    return (returns - returns.mean()) / (returns.std() + 1e-3)
+def batch_relative_advantage(returns: Float[Array, "B"], usable: Bool[Array, "B"]) -> Float[Array, "B"]:
+    """(R - mean R) / (std R + 1e-3) over the usable episodes of the batch (Algorithm 3, Eq. 10), 0 for the others; no
+    critic."""
+    relative = (returns - returns.mean(where=usable)) / (returns.std(where=usable) + 1e-3)
+    return jnp.where(usable, relative, 0.0)
 
 
 class Surrogate(NamedTuple):

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
     print(f"run directory: {directory}", flush=True)
     with run.tracker() as tracker:
         work = {
-            "collect": lambda: collect.run(config, run.env, run.post_env, directory),
+            "collect": lambda: collect.run(config, run.env, directory),
             "pretrain": lambda: pretrain.run(config, run.env, directory, tracker),
             "controllers": lambda: controllers.run(config, run.env, run.post_env, directory, tracker),
             "discover": lambda: discover.run(config, run.env, directory, tracker),
@@ -56,15 +55,15 @@ def _headline(result: dict[str, Any]) -> str:
 def run_reinforce(run: Run, tracker: Tracker) -> None:
     """Every algorithm and seed that has not finished."""
     rl = run.config.reinforce
-    began = time.monotonic()
     unfinished = lambda algorithm: [s for s in range(rl.num_seeds) if run.result(f"{algorithm}_{s}") is None]
     missing: dict[reinforce.Algorithm, list[int]] = {algorithm: unfinished(algorithm) for algorithm in ALGORITHMS}
-    if rl.vmap_seeds and not run.post_env.on_host:
-        for algorithm, seeds in missing.items():
-            if seeds:
-                _run_together(run, algorithm, seeds)
-    else:
-        _run_workers(run, [(algorithm, seed) for algorithm, seeds in missing.items() for seed in seeds])
+    with run.clock("reinforce") as seconds:
+        if rl.vmap_seeds and not run.post_env.on_host:
+            for algorithm, seeds in missing.items():
+                if seeds:
+                    _run_together(run, algorithm, seeds)
+        else:
+            _run_workers(run, [(algorithm, seed) for algorithm, seeds in missing.items() for seed in seeds])
     if any(missing.values()):
         tracker.forward([line for line in read_metrics(run.directory) if line["stage"] in ALGORITHMS])
     for algorithm in ALGORITHMS:
@@ -72,7 +71,7 @@ def run_reinforce(run: Run, tracker: Tracker) -> None:
         success = ", ".join(f"{result['success']:.3f}" for result in results)
         print(f"{algorithm}: success on {run.config.env.post_tasks} {success}", flush=True)
     if run.result("reinforce") is None:
-        run.finish("reinforce", {"seconds": round(time.monotonic() - began, 1)})
+        run.finish("reinforce", {"seconds": seconds()})
 
 
 def _run_together(run: Run, algorithm: reinforce.Algorithm, seeds: list[int]) -> None:
@@ -95,15 +94,16 @@ def _run_workers(run: Run, jobs: list[tuple[str, int]]) -> None:
 def summarise(run: Run) -> dict[str, Any]:
     """The content of summary.json, from the results of the stages."""
     stages = {stage: run.result(stage) or {} for stage in STAGES if stage != "report"}
-    without_seconds = lambda stage: {k: v for k, v in stages[stage].items() if k != "seconds"}
+    found = lambda stage: {k: v for k, v in stages[stage].items() if k not in ("seconds", "commit", "expert")}
+    success = {key: value for key, value in stages["collect"].items() if key.startswith("success")}
     summary: dict[str, Any] = {
         "experiment": run.config.experiment_name,
         "seed": run.config.seed,
-        "expert": {key: value for key, value in stages["collect"].items() if key.startswith("success")},
-        "base": without_seconds("pretrain"),
-        "controllers": without_seconds("controllers"),
-        "discovery": {**without_seconds("discover"), "unseen_transitions": without_seconds("transitions")},
-        "proposal": without_seconds("propose"),
+        "expert": {**success, **stages["controllers"].get("expert", {})},
+        "base": found("pretrain"),
+        "controllers": found("controllers"),
+        "discovery": {**found("discover"), "unseen_transitions": found("transitions")},
+        "proposal": found("propose"),
     }
     rl = run.config.reinforce
     for algorithm in ALGORITHMS:
@@ -117,13 +117,14 @@ def summarise(run: Run) -> dict[str, Any]:
         }
         if 0 < (best := summary["expert"].get("success_posttraining", 1.0)) < 1:  # Fig. 8 divides by it
             summary[algorithm]["normalised_success"] = [result["success"] / best for result in finished]
+    commits = dict.fromkeys(result["commit"] for result in stages.values() if "commit" in result)
     return {
         **summary,
         "seconds": {stage: result["seconds"] for stage, result in stages.items() if "seconds" in result},
         "config": {**to_dict(run.config), "run_dir": None, "reuse": None},  # paths of this machine
         "versions": versions(),
         "device": device(),
-        "commit": commit(),
+        "commit": ", ".join(commits) or commit(),  # of the stages, in their order
     }
 
 

@@ -24,9 +24,9 @@ WRITES = {
     "raw_rl": ("raw_rl",),
 }
 READS = {
-    "collect": ("seed", "env", "collect", "discover.noise"),
+    "collect": ("seed", "env", "collect", "discover.noise", "discover.mean_actions"),
     "pretrain": ("model", "pretrain"),
-    "controllers": ("controllers", "env.post_tasks", "env.horizon"),
+    "controllers": ("controllers", "discover.num_buckets", "env.post_tasks", "env.horizon"),
     "discover": ("metacontroller", "discover"),
     "propose": ("propose",),
     "transitions": ("propose", "policy.gain", "policy.initial_std", "env.post_tasks", "env.horizon"),
@@ -56,7 +56,7 @@ def take_over(source: Path, target: Path, config: Config) -> list[str]:
     taken: list[str] = []
     for stage in WRITES:
         results = _results(source, stage)
-        if results and set(AFTER[stage]) <= set(taken) and all(_same(old, new, key) for key in READS[stage]):
+        if results and set(AFTER[stage]) <= set(taken) and all(same_setting(old, new, key) for key in READS[stage]):
             target.mkdir(parents=True, exist_ok=True)
             for part in WRITES[stage]:
                 _link(source / part, target / part)
@@ -64,7 +64,7 @@ def take_over(source: Path, target: Path, config: Config) -> list[str]:
                 _link(result, target / "results" / result.name)
             taken.append(stage)
     if not taken:
-        differing = next((key for key in READS["collect"] if not _same(old, new, key)), None)
+        differing = next((key for key in READS["collect"] if not same_setting(old, new, key)), None)
         reason = f"{differing} differs" if differing else "it has not finished collect"
         raise ConfigError(f"reuse={source}: nothing can be taken over, {reason}")
     lines = [line for line in read_metrics(source) if line["stage"].startswith(tuple(taken))]  # propose_kept: propose
@@ -78,7 +78,8 @@ def _results(directory: Path, stage: str) -> list[Path]:
     return sorted((directory / "results").glob(pattern))
 
 
-def _same(old: dict[str, Any], new: dict[str, Any], key: str) -> bool:
+def same_setting(old: dict[str, Any], new: dict[str, Any], key: str) -> bool:
+    """Whether two configurations (`to_dict`) agree in one of the keys of READS."""
     part, _, rest = key.partition(".")
     if rest:
         return old[part][rest] == new[part][rest]

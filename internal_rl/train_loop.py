@@ -133,7 +133,7 @@ def run(
             if evaluate_every and done % evaluate_every == 0 and done < steps:
                 tracker.log(stage, done, evaluate(state.params) | speed(done))
             stopping = stop.requested  # read once: the signal may come at any moment
-            if stopping or (done % checkpoint_every == 0 and done < steps):
+            if stopping or done % checkpoint_every == 0 or done == steps:
                 if pending is not None:  # the resumed run will not log it
                     tracker.log(stage, *_fetch(pending))
                     pending = None

@@ -6,7 +6,7 @@ Subgoal labels and yardsticks are kept in files of their own: they are for analy
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +69,50 @@ def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 # --- on disk ---------------------------------------------------------------------------------------------
 
 
-def save_shards(shards: Iterator[Behaviour], directory: Path, manifest: dict[str, Any]) -> None:
-    """Write shards and, last, the manifest with the hash of every file; an unfinished save has no manifest."""
-    directory.mkdir(parents=True, exist_ok=True)
-    files, episodes, steps = {}, 0, 0
-    for index, shard in enumerate(shards):
-        arrays = {name: getattr(shard, name) for name in ARRAYS}
+class ShardWriter:
+    """Writes a dataset shard by shard; one that was stopped goes on after its last shard.
+
+    manifest: the settings that the episodes are made with, `episodes` and `steps` written so far, the hash of every
+    file (`sha256`), and the counts that `write` is given. It lies in unfinished.json until `finish` renames it to
+    manifest.json. What other settings have written there is begun anew. finished: whether the dataset is whole.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any]):
+        self.directory, settings = directory, json.loads(json.dumps(settings))
+        self.manifest: dict[str, Any] = {**settings, "episodes": 0, "steps": 0, "sha256": {}}
+        self.finished = False
+        for name in ("unfinished.json", "manifest.json"):
+            if (directory / name).exists():
+                found = json.loads((directory / name).read_text())
+                if all(found.get(key) == value for key, value in settings.items()):
+                    self.manifest, self.finished = found, name == "manifest.json"
+        if not self.finished:
+            (directory / "manifest.json").unlink(missing_ok=True)  # of other settings
+
+    def write(self, shard: Behaviour, **counts: int) -> None:
+        """Add a shard; `counts` is what the maker of the episodes needs to go on after it."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        index = len(self.manifest["sha256"]) // 2
+        arrays, hashes = {name: getattr(shard, name) for name in ARRAYS}, {}
         for name, content in ((f"behaviour-{index:05d}.npz", arrays), (f"labels-{index:05d}.npz", shard.labels)):
-            np.savez(directory / name, allow_pickle=False, **content)  # type: ignore[arg-type]
-            files[name] = _sha256(directory / name)
-        episodes, steps = episodes + len(shard.length), steps + len(shard.action)
-    full = {**manifest, "episodes": episodes, "steps": steps, "sha256": files}
-    (directory / "manifest.json").write_text(json.dumps(full, indent=2) + "\n")
+            partial = self.directory / "partial.npz"  # a finished file may be shared with other runs: never written to
+            np.savez(partial, allow_pickle=False, **content)  # type: ignore[arg-type]
+            hashes[name] = _sha256(partial)
+            partial.replace(self.directory / name)
+        self.manifest |= {
+            **counts,
+            "episodes": self.manifest["episodes"] + len(shard.length),
+            "steps": self.manifest["steps"] + len(shard.action),
+            "sha256": {**self.manifest["sha256"], **hashes},
+        }
+        partial = self.directory / "partial.json"
+        partial.write_text(json.dumps(self.manifest, indent=2) + "\n")
+        partial.replace(self.directory / "unfinished.json")
+
+    def finish(self) -> None:
+        """Declare the dataset whole."""
+        (self.directory / "unfinished.json").replace(self.directory / "manifest.json")
+        self.finished = True
 
 
 def load(directory: Path, labels: bool = False) -> Behaviour:
@@ -97,10 +129,11 @@ def load(directory: Path, labels: bool = False) -> Behaviour:
 
 
 def _load_checked(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    remedy = f"delete {path.parent} and results/collect.json of the run, and run it again"
     if not path.exists():
-        raise DatasetError(f"{path}: listed in the manifest but missing; delete {path.parent} and collect again")
+        raise DatasetError(f"{path}: listed in the manifest but missing; {remedy}")
     if _sha256(path) != sha256:
-        raise DatasetError(f"{path}: content differs from the manifest; delete {path.parent} and collect again")
+        raise DatasetError(f"{path}: content differs from the manifest; {remedy}")
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 

@@ -77,7 +77,8 @@ def write_page(directory: Path, summaries: dict[str, dict], page: Path, title: s
         lines += [
             f"## {name}",
             "",
-            f"`python scripts/pipeline.py experiment={summary['experiment']} seed={summary['seed']}`, commit "
+            f"`python scripts/pipeline.py experiment={summary['experiment']} seed={summary['seed']}`, "
+            f"{'commits' if ',' in summary['commit'] else 'commit'} "
             f"{summary['commit']}, {summary['device']['kind']}; {len(rl['success'])} RL seeds of "
             f"{rl['episodes']:,} episodes each; {sum(seconds.values()) / 60:.0f} minutes ({stages}).",
             "",

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internal_rl.config import Config, compose
+from envs.api import Discrete
+from internal_rl.config import Config, ConfigError, compose
 from internal_rl.experiment import make_env
 from internal_rl.models.policy import LatentPolicy
 from internal_rl.pipeline import ALGORITHMS
@@ -47,6 +48,8 @@ def report(name: str, batch: int, steps: float, elapsed: float) -> None:
 def benchmark(config: Config) -> None:
     """Measure with fresh weights: shapes and costs are those of training, episodes end sooner than trained ones."""
     env, post = make_env(config), make_env(config, config.env.post_tasks)
+    if not isinstance(env.action_spec, Discrete):
+        raise ConfigError(f"env.name={config.env.name}: this is for discrete actions; see scripts/benchmark_ant.py")
     key, batch = jax.random.key(0), config.reinforce.batch_size
     device = jax.devices()[0]
     print(f"{device.platform} {device.device_kind} x {len(jax.devices())}")
@@ -108,4 +111,7 @@ def benchmark_rl(learner: reinforce.Learner, frozen: reinforce.Frozen, key: jax.
 
 
 if __name__ == "__main__":
-    benchmark(compose(sys.argv[1:]))
+    try:
+        benchmark(compose(sys.argv[1:]))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")

@@ -66,9 +66,9 @@ def main() -> None:
         storage=f"sqlite:///{runs.resolve() / 'trials.db'}",
         study_name=arguments.experiment,
         directions=["maximize", "maximize"],
-        sampler=optuna.samplers.TPESampler(seed=arguments.seed),
         load_if_exists=True,
     )
+    study.sampler = optuna.samplers.TPESampler(seed=arguments.seed + len(study.trials))  # not the same trials again
     reference = runs / "reference"
 
     def job(name: str, overrides: list[str], *, reuse: bool = True) -> Job:

@@ -32,7 +32,15 @@ def test_every_stage_runs_at_full_length(tmp_path):
     assert summary["expert"]["success_posttraining"] > 0
 
 
-def check_every_stage(tmp_path, steps, batch, horizon):
+@pytest.mark.slow
+def test_every_stage_runs_with_compiled_physics_and_seeds_side_by_side(tmp_path):
+    """What a GPU does: MJX inside the rollout, RL seeds in one program."""
+    settings = ["env.physics=mjx", "reinforce.vmap_seeds=true"]
+    _, lines = check_every_stage(tmp_path, steps=2, batch=2, horizon=4, seeds=2, settings=settings)
+    assert sum(line["stage"] == "internal_rl" for line in lines) == 4
+
+
+def check_every_stage(tmp_path, steps, batch, horizon, seeds=1, settings=()):
     config = compose(
         [
             "experiment=ant_paper",
@@ -45,18 +53,19 @@ def check_every_stage(tmp_path, steps, batch, horizon):
             *(f"{stage}.batch_size={batch}" for stage in ("pretrain", "controllers", "discover", "reinforce")),
             f"reinforce.episodes={steps * batch}",
             "reinforce.test_episodes=8",
-            "reinforce.num_seeds=1",
+            f"reinforce.num_seeds={seeds}",
             "controllers.episodes=2",
             "controllers.trials=1",
+            *settings,
         ]
     )
     run = open_run(config)
-    assert run.env.on_host == (jax.default_backend() == "cpu")
+    assert run.env.on_host == (jax.default_backend() == "cpu" and not settings)
     run_stages(run)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "bayes_nll" not in summary["base"]
     assert summary["base"]["oracle_nll"] < summary["base"]["nll"]
-    assert len(summary["internal_rl"]["success"]) == len(summary["raw_rl"]["success"]) == 1
+    assert len(summary["internal_rl"]["success"]) == len(summary["raw_rl"]["success"]) == seeds
     assert (tmp_path / "run" / "data" / "star").exists()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     return summary, lines

@@ -5,12 +5,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from internal_rl.config import ConfigError, compose
-from internal_rl.experiment import load_run, open_run
+from internal_rl import experiment
+from internal_rl.config import ConfigError, compose, to_dict
+from internal_rl.experiment import Run, load_run, open_run
+from internal_rl.pipeline import summarise
+from internal_rl.reuse import READS, same_setting
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import read_metrics
@@ -57,6 +62,7 @@ def test_summary_has_every_promised_key(run_dir):
     assert summary["internal_rl"]["episodes"] == summary["raw_rl"]["episodes"] == 256
     assert len(summary["internal_rl"]["success"]) == 1
     assert {"config", "versions", "device", "commit"} <= set(summary)
+    assert summary["expert"] == {f"success_{of}": 1.0 for of in ("collecting", "pretraining", "posttraining")}
 
 
 def test_working_directory_stays_clean(tmp_path, monkeypatch):
@@ -110,6 +116,7 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
         ("model.control_layer=1", [*upstream, "discover", "propose", "transitions", "raw_rl"]),  # as it was
         ("propose.steps=11", [*upstream, "discover", "raw_rl"]),
         ("pretrain.steps=21", ["collect"]),
+        ("discover.num_buckets=2", ["collect", "pretrain", "raw_rl"]),  # how the controllers' data is batched, too
     ):
         target = tmp_path / override
         run = open_run(compose(["experiment=smoke", f"reuse={run_dir}", f"run_dir='{target}'", override]))
@@ -123,6 +130,40 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
             load_metacontroller(run.config, run.env, target)
         if "propose" in expected:
             load_proposal(run.config, run.env, target)
+
+
+def test_reuse_knows_what_the_second_dataset_holds(run_dir):
+    """D* of the expert's mean actions is not that of its draws."""
+    drawn, means = (
+        to_dict(compose(["experiment=smoke", "discover.noise=0", f"discover.mean_actions={value}"]))
+        for value in (False, True)
+    )
+    differing = [key for key in READS["collect"] if not same_setting(drawn, means, key)]
+    assert differing == ["discover.mean_actions"]
+
+
+def test_seconds_and_commits_are_those_of_the_work(tmp_path, monkeypatch):
+    """Interrupted sessions count; a report made later names what made the results."""
+    run = Run(compose(["experiment=smoke"]), tmp_path)
+    ticks = iter([10.0, 15.0, 100.0, 107.0, 107.0])
+    monkeypatch.setattr(experiment, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    commits = iter(["aaa", "bbb", "aaa"])
+    monkeypatch.setattr(experiment, "commit", lambda: next(commits))
+
+    def stopped() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.once("collect", stopped)
+    assert run.once("collect", lambda: {"episodes": 3})["seconds"] == 5 + 7
+    run.finish("pretrain", {"nll": 1.0})
+    run.finish("controllers", {"success": 0.5, "expert": {"success_posttraining": 0.8}})
+    summary = summarise(run)
+    assert summary["commit"] == "aaa, bbb"
+    assert summary["seconds"] == {"collect": 12}
+    assert summary["base"] == {"nll": 1.0}
+    assert summary["controllers"] == {"success": 0.5}
+    assert summary["expert"] == {"success_posttraining": 0.8}
 
 
 def test_reuse_of_what_does_not_fit_is_refused(run_dir, tmp_path):

@@ -44,3 +44,24 @@ def test_a_missing_space_is_an_error_that_names_the_file(search, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["search.py", "nothing"])
     with pytest.raises(SystemExit, match=r"conf/search/nothing\.yaml is missing"):
         search.main()
+
+
+def test_a_search_that_goes_on_tries_other_settings(search, monkeypatch, tmp_path):
+    tried = []
+
+    def pretend(jobs, finished=lambda job: None):
+        for job in jobs:
+            run = job.log.with_suffix("")
+            (run / "results").mkdir(parents=True)
+            (run / "results" / "controllers.json").write_text('{"success": 0.5}')
+            (run / "results" / "transitions.json").write_text('{"prior": {"0>1": 0.1}, "start": {"0>1": 0.1}}')
+            tried.append((job.name, tuple(part for part in job.command if not part.startswith("run_dir="))))
+            finished(job)
+
+    monkeypatch.setattr(search, "run_on_cores", pretend)
+    monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["search.py", "quickstart", "--trials", "2"])
+    search.main()
+    search.main()
+    assert [name for name, _ in tried] == ["reference", "trial-0", "trial-1", "trial-2", "trial-3"]
+    assert len({settings for _, settings in tried[1:]}) == 4

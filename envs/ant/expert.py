@@ -17,7 +17,6 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from envs.ant import model
 from envs.ant.symmetry import QUARTER, rotation, turn_body, turn_legs_back, yaw
 from envs.ant.world import AntState, AntWorld, symlog
 from envs.api import NoiseKind
@@ -93,7 +92,7 @@ def turn(world: AntWorld, plan: AntPlan, state: AntState) -> Int[Array, ""]:
 def progress(world: AntWorld, plan: AntPlan, before: AntState, after: AntState) -> Float[Array, ""]:
     """The expert's reward: mean velocity of a control step along the arrow that it started on, m/s."""
     along = jnp.asarray(DIRECTIONS)[_arrow(world, plan, before)[1]]
-    return (after.qpos[:2] - before.qpos[:2]) @ along / (world.frame_skip * model.TIMESTEP)
+    return (after.qpos[:2] - before.qpos[:2]) @ along / world.control_step
 
 
 # --- the network -----------------------------------------------------------------------------------------
@@ -203,9 +202,10 @@ class AntExpert:
         return executed, draw(label_key, mean) if self.kind == "injection" else executed
 
     def log_prob(self, plan: AntPlan, state: AntState, label: Float[Array, "8"]) -> Float[Array, ""]:
-        """Log-density of a label, nats: the expert's own."""
+        """Log-density of a label, nats: the expert's own; under "epsilon" of what it executes, noise included."""
         mean, log_std = self.distribution(plan, state)
-        return jax.scipy.stats.norm.logpdf(label, mean, jnp.exp(log_std)).sum()
+        variance = jnp.exp(2 * log_std) + (self.noise**2 if self.kind == "epsilon" else 0.0)
+        return jax.scipy.stats.norm.logpdf(label, mean, jnp.sqrt(variance)).sum()
 
     def yardsticks(self, plan: AntPlan, start: AntState, targets: Array, labels: Array) -> dict[str, Array]:
         """None: the best predictor without the task has no closed form here."""

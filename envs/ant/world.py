@@ -94,6 +94,7 @@ class AntWorld:
         )
         self.size, self.num_colours, self.num_walls, self.horizon = size, num_colours, num_walls, horizon
         self.cell_size, self.frame_skip = cell_size, frame_skip
+        self.control_step = frame_skip * model.TIMESTEP  # s
         self.on_host = jax.default_backend() == "cpu" if physics == "auto" else physics == "native"
         self.tasks = parse(tasks, num_colours)
         self.observation_kind = observation

@@ -1,6 +1,6 @@
 """Stage 1: roll the expert out and store its behaviour (method: behaviour data D)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +16,12 @@ from internal_rl.trajectories import (
     Batch,
     Batches,
     Behaviour,
+    ShardWriter,
     bucketed_batches,
     concatenate,
+    in_chunks,
     load,
     packed_batches,
-    save_shards,
 )
 from internal_rl.versions import versions
 
@@ -79,7 +80,7 @@ def make_generator(
         success = carry["success"] | timestep.success
         return {**carry, "state": state, "timestep": timestep, "record": record, "success": success}
 
-    driver = Driver(env, act, observe, max_steps)
+    driver = Driver(env, act, observe, max_steps, compact=True)
 
     @jax.jit
     def begin(keys: jax.Array) -> dict[str, Any]:
@@ -107,7 +108,8 @@ def expert_success(env: Environment, episodes: int, seed: int) -> float:
         return 1.0
     play = make_generator(env, expert, env.horizon, yardsticks=False)
     key = jax.random.fold_in(jax.random.key(seed), DATA_STREAM["expert"])
-    return float(np.mean(play(jax.random.split(key, episodes))["success"]))
+    chunk = HOST_CHUNK if env.on_host else CHUNK
+    return float(in_chunks(lambda keys: play(keys)["success"], chunk, jax.random.split(key, episodes)).mean())
 
 
 def _ragged(record: dict[str, Any], env: Environment) -> Behaviour:
@@ -131,37 +133,16 @@ def _compact_type(spec: MultiHot | Dense | Discrete) -> type[np.generic]:
     return np.uint16 if (spec.n if isinstance(spec, Discrete) else spec.size) <= 2**16 else np.uint32
 
 
-def collect_split(config: Config, env: Environment, directory: Path, split: str) -> float:
-    """Generate one split ("train", "valid" or "star") into `directory`; returns the success rate of the expert."""
+def is_kept(config: Config, record: dict[str, Any]) -> Any:
+    """Which of the episodes of a generator belong to the data, bool [B]."""
+    return record["usable"] & (record["success"] | (not config.collect.successful_only))
+
+
+def collect_split(config: Config, env: Environment, directory: Path, split: str) -> dict[str, Any]:
+    """Generate one split ("train", "valid" or "star") into `directory`, going on after the last shard written there;
+    returns its manifest, where `tried` and `succeeded` count the expert's episodes."""
     collect = config.collect
-    noise = config.discover.noise if split == "star" else None
-    expert = make_expert(env, config, noise)
-    episodes = collect.valid_episodes if split == "valid" else collect.episodes
-    generate = make_generator(env, expert, collect.max_steps or env.horizon, yardsticks=split == "valid")
-    key = jax.random.fold_in(jax.random.key(config.seed), DATA_STREAM[split])
-    chunk = min(HOST_CHUNK if env.on_host else CHUNK, episodes)
-    tried = succeeded = 0
-
-    def shards() -> Iterator[Behaviour]:
-        nonlocal tried, succeeded
-        with progress(episodes, f"collect {split}") as bar:
-            parts, held, made = [], 0, 0
-            while made < episodes:
-                record = jax.device_get(generate(jax.random.split(jax.random.fold_in(key, tried), chunk)))
-                success = record["success"]
-                tried, succeeded = tried + chunk, succeeded + int(success.sum())
-                if tried >= LEAST_TRIED and succeeded < LEAST_SUCCESS * tried and collect.successful_only:
-                    raise RuntimeError(
-                        f"the expert succeeded in {succeeded} of {tried} episodes: ease env, or lower collect.noise"
-                    )
-                kept = np.flatnonzero(record["usable"] & (success | (not collect.successful_only)))[: episodes - made]
-                parts.append(_ragged(jax.tree.map(lambda x, kept=kept: x[kept], record), env))
-                made, held = made + len(kept), held + len(kept)
-                bar.update(len(kept))
-                if held >= collect.shard_episodes or made == episodes:
-                    yield concatenate(parts)
-                    parts, held = [], 0
-
+    expert = make_expert(env, config, config.discover.noise if split == "star" else None)
     settings = {
         "split": split,
         "seed": config.seed,
@@ -170,10 +151,36 @@ def collect_split(config: Config, env: Environment, directory: Path, split: str)
         "detours": expert.detours,
         "max_steps": collect.max_steps or env.horizon,
         "env": vars(config.env),
+        "collect": vars(collect),
+        "mean_actions": config.discover.mean_actions,
         "versions": versions(),
     }
-    save_shards(shards(), directory, settings)
-    return succeeded / tried
+    writer = ShardWriter(directory, settings)
+    if writer.finished:
+        return writer.manifest
+    episodes = collect.valid_episodes if split == "valid" else collect.episodes
+    generate = make_generator(env, expert, collect.max_steps or env.horizon, yardsticks=split == "valid")
+    key = jax.random.fold_in(jax.random.key(config.seed), DATA_STREAM[split])
+    chunk = min(HOST_CHUNK if env.on_host else CHUNK, episodes)
+    tried, succeeded = (writer.manifest.get(name, 0) for name in ("tried", "succeeded"))
+    parts, held, made = [], 0, writer.manifest["episodes"]
+    with progress(episodes, f"collect {split}", initial=made) as bar:
+        while made < episodes:
+            record = jax.device_get(generate(jax.random.split(jax.random.fold_in(key, tried), chunk)))
+            tried, succeeded = tried + chunk, succeeded + int(record["success"].sum())
+            if tried >= LEAST_TRIED and succeeded < LEAST_SUCCESS * tried and collect.successful_only:
+                raise RuntimeError(
+                    f"the expert succeeded in {succeeded} of {tried} episodes: ease env, or lower collect.noise"
+                )
+            kept = np.flatnonzero(is_kept(config, record))[: episodes - made]
+            parts.append(_ragged(jax.tree.map(lambda x, kept=kept: x[kept], record), env))
+            made, held = made + len(kept), held + len(kept)
+            bar.update(len(kept))
+            if held >= collect.shard_episodes or made == episodes:
+                writer.write(concatenate(parts), tried=tried, succeeded=succeeded)
+                parts, held = [], 0
+    writer.finish()
+    return writer.manifest
 
 
 class OnTheFly:
@@ -183,14 +190,15 @@ class OnTheFly:
         max_steps = config.collect.max_steps or env.horizon
         self.generate = make_generator(env, make_expert(env, config, noise), max_steps, yardsticks=False)
         self.key = jax.random.fold_in(jax.random.key(seed), DATA_STREAM["train"])
-        self.batch_size, self.max_steps = batch_size, max_steps
+        self.config, self.batch_size, self.max_steps = config, batch_size, max_steps
         self.padding = 0.0  # counted by nobody in advance
 
     def labelled(self, step: int) -> tuple[Batch, jax.Array]:
         """Batch number `step` and its subgoals [B, T] (for diagnostics only)."""
         record = self.generate(jax.random.split(jax.random.fold_in(self.key, step), self.batch_size))
         first = jnp.zeros((self.batch_size, self.max_steps), bool).at[:, 0].set(True)
-        batch = Batch(record["observation"], record["action"], record["target"], record["mask"], first)
+        mask = record["mask"] & is_kept(self.config, record)[:, None]
+        batch = Batch(record["observation"], record["action"], record["target"], mask, first)
         return batch, record["subgoal"]
 
     def __call__(self, step: int) -> Batch:
@@ -213,17 +221,15 @@ def training_batches(config: Config, env: Environment, run_dir: Path, stage: str
     return bucketed_batches(data, config.discover.num_buckets, size, seed)
 
 
-def run(config: Config, env: Environment, post_env: Environment, run_dir: Path) -> dict[str, Any]:
-    """Collect every split; returns sizes, and how often the expert succeeds, for the summary."""
-    collect = config.collect
-    stored = [] if collect.on_the_fly else ["train"] + ([] if config.discover.noise is None else ["star"])
+def run(config: Config, env: Environment, run_dir: Path) -> dict[str, Any]:
+    """Collect every split; returns the sizes of the training data (of the held-out data where none are stored), and
+    how often the expert succeeded while it was made."""
+    stored = [] if config.collect.on_the_fly else ["train"] + ([] if config.discover.noise is None else ["star"])
     splits = ["valid", *stored]
-    success = {split: collect_split(config, env, run_dir / "data" / split, split) for split in splits}
-    data = load(run_dir / "data" / splits[-1])
+    manifests = {split: collect_split(config, env, run_dir / "data" / split, split) for split in splits}
+    data = manifests["train" if stored else "valid"]
     return {
-        "episodes": len(data.length),
-        "mean_length": float(data.length.mean()),
-        "success_collecting": success[splits[-1]],
-        "success_pretraining": expert_success(env, collect.expert_episodes, config.seed),
-        "success_posttraining": expert_success(post_env, collect.expert_episodes, config.seed),
+        "episodes": data["episodes"],
+        "mean_length": data["steps"] / data["episodes"],
+        "success_collecting": data["succeeded"] / data["tried"],
     }

@@ -19,7 +19,7 @@ from internal_rl.config import Config
 from internal_rl.driver import Driver
 from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.objectives import masked_mean
-from internal_rl.stages.collect import training_batches
+from internal_rl.stages.collect import expert_success, training_batches
 from internal_rl.stages.pretrain import load_base
 from internal_rl.tracking import Tracker
 from internal_rl.train_loop import init_state, make_optimiser, make_update
@@ -49,7 +49,7 @@ def goal_control(
 
 
 def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
-    """Train the controllers, save them to controllers/, and measure them on the post-training task."""
+    """Train the controllers, save them to controllers/, and measure them on the post-training task, and the expert."""
     settings = config.controllers
     base_graph, base_params = load_base(config, env, run_dir)
     batches = training_batches(config, env, run_dir, "controllers")
@@ -87,7 +87,11 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
     checkpoint.save(run_dir / "controllers" / "params", state.params, {"stage": "controllers", "step": int(state.step)})
     key = jax.random.fold_in(jax.random.key(config.seed), 4_000)
     closed_loop = measure(post_env, base_graph, base_params, state.params, key, settings.episodes)
-    return {"nll": scores["valid_nll"], **closed_loop}
+    expert = {
+        f"success_{tasks}": expert_success(world, config.collect.expert_episodes, config.seed)
+        for tasks, world in (("pretraining", env), ("posttraining", post_env))
+    }
+    return {"nll": scores["valid_nll"], **closed_loop, "expert": expert}
 
 
 def load_controllers(config: Config, run_dir: Path) -> dict[str, jax.Array]:
@@ -117,20 +121,22 @@ def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key:
 def measure(
     env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int
 ) -> dict[str, Any]:
-    """Success of the true-goal controllers on the task of `env`, and for each of its transitions the share of
+    """Success of the true-goal controllers on the tasks of `env`, and for each of their transitions the share of
     the episodes that reached it and then made it, under "position: from>to"; and what the environment says of how
     they ended."""
     last = _play(env, base_graph, base_params, params, key, episodes)
-    pinpad, (_, endings) = last.pinpad, jax.vmap(env.ending)(last)
-    task, reached = np.asarray(pinpad.task)[0], np.asarray(pinpad.index)
-    task = task[task >= 0]
-    by_transition = {}
-    for position, colour in enumerate(task):
-        came = int((reached >= position).sum())
-        name = f"{position}: {task[position - 1]}>{colour}" if position else f"0: start>{colour}"
-        by_transition[name] = float((reached > position).sum() / came) if came else None
+    pinpad, (_, endings) = jax.device_get(last.pinpad), jax.vmap(env.ending)(last)
+    task, by_transition = pinpad.task, {}
+    for position in range(task.shape[1]):
+        before = task[:, position - 1] if position else np.full(len(task), -1)
+        for pair in sorted(set(zip(before.tolist(), task[:, position].tolist(), strict=True))):
+            came = (before == pair[0]) & (task[:, position] == pair[1]) & (pinpad.index >= position)
+            made = came & (pinpad.index > position)
+            if pair[1] >= 0:
+                name = f"{position}: {pair[0] if position else 'start'}>{pair[1]}"
+                by_transition[name] = float(made.sum() / came.sum()) if came.any() else None
     return {
-        "success": float((reached == len(task)).mean()),
+        "success": float((pinpad.index == pinpad.length).mean()),
         "by_transition": by_transition,
         **{name: float(share.mean()) for name, share in endings.items()},
     }

@@ -19,7 +19,7 @@ from envs.ant import expert as ant
 from envs.ant.expert import AntPlan
 from envs.ant.native import NativeAnts
 from envs.ant.symmetry import turn_legs_back
-from envs.ant.world import ENDINGS, NOT_FINITE, AntState, AntWorld
+from envs.ant.world import ENDINGS, NOT_FINITE, SUCCESS, AntState, AntWorld
 from internal_rl import checkpoint
 from internal_rl.config import ExpertConfig
 from internal_rl.models.distributions import Gaussian
@@ -148,7 +148,7 @@ class ExpertTrainer:
         config = self.config
         advantage = advantages(
             config.reward_scale * steps.reward
-            - config.failure_penalty * steps.terminated
+            - config.failure_penalty * (steps.terminated & (steps.ending != SUCCESS) & (steps.ending != NOT_FINITE))
             - config.control_cost * jnp.square(jnp.clip(steps.action, -1, 1)).sum(-1),
             steps.value,
             steps.next_value,

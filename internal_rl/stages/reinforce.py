@@ -133,9 +133,10 @@ class Learner:
 
         Where all returns are equal every advantage, hence the gradient, is exactly zero: nothing is computed.
         """
-        advantage = batch_relative_advantage(episodes.returns)
-        informative = episodes.returns.max() > episodes.returns.min()
-        decisions = replace(episodes.decisions, mask=episodes.decisions.mask & episodes.usable[:, None])
+        returns, usable = episodes.returns, episodes.usable
+        advantage = batch_relative_advantage(returns, usable)
+        informative = returns.max(where=usable, initial=-jnp.inf) > returns.min(where=usable, initial=jnp.inf)
+        decisions = replace(episodes.decisions, mask=episodes.decisions.mask & usable[:, None])
         learn = lambda params, optimiser: self._learn(params, optimiser, decisions, advantage)
         skip = lambda params, optimiser: (params, optimiser, Surrogate(*jnp.zeros(3)), jnp.float32(0))
         params, optimiser, surrogate, grad_norm = jax.lax.cond(informative, learn, skip, state.params, state.optimiser)
@@ -259,7 +260,7 @@ def train_seeds(
                 trackers[seed].log(algorithm, done * rl.batch_size, {**scores, "episodes_per_second": speed})
             bar.update(1, success=f"{metrics['success'].mean():.3f}")
             stopping = stop.requested  # read once: the signal may come at any moment
-            if stopping or (done % every == 0 and done < updates):
+            if stopping or done % every == 0 or done == updates:
                 checkpoint.save(running, state, {"stage": algorithm, "update": done})
             if stopping:
                 raise Interrupted(f"{algorithm} seed {name} stopped after update {done} and saved")

@@ -137,6 +137,26 @@ def test_observation_by_hand(world):
     assert timestep.observation.shape == (world.observation_spec.size,)
 
 
+def test_egocentric_observation_by_hand(world):
+    """A heading of 100 degrees: the side of the body that is within 45 degrees of +x, the right one, points at 10."""
+    world = AntWorld(size=3, num_colours=2, num_walls=1, tasks="0-1,1-0", observation="egocentric", physics="native")
+    heading = np.deg2rad(100)
+    qpos = position(0.5, -1.5, 0.6).at[3].set(np.cos(heading / 2)).at[6].set(np.sin(heading / 2))
+    _, timestep = world.start(LAYOUT, qpos, jnp.zeros(14), jnp.array([0, 1]), 2)
+    body, frame, vertical, place, objects, within, cell = np.split(timestep.observation, [23, 25, 28, 30, 36, 40])
+    symlog = lambda x: np.sign(x) * np.log(1 + np.abs(x))
+    np.testing.assert_allclose(body[0], symlog(0.6), rtol=1e-6)
+    c, s = np.cos(np.deg2rad(10)), np.sin(np.deg2rad(10))
+    np.testing.assert_allclose(frame, [c, s], atol=1e-6)
+    np.testing.assert_allclose(vertical, [0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(place, [0.5 / 3, -1.5 / 3], rtol=1e-6)
+    ahead_and_left = lambda x, y: [c * x + s * y, c * y - s * x]
+    seen = [*ahead_and_left(1.5, 3.5), *ahead_and_left(-2.5, -0.5), *ahead_and_left(-0.5, 1.5)]
+    np.testing.assert_allclose(objects * 3, seen, atol=1e-5)
+    np.testing.assert_allclose(within, [0.5, 0.5, *ahead_and_left(0.5, 0.5)], atol=1e-5)
+    assert np.flatnonzero(cell).tolist() == [7]
+
+
 def test_starts_lie_in_free_cells_and_near_rest():
     env = make("ant", num_maps=0)
     state, timestep = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 512))
@@ -199,12 +219,18 @@ def random_walk(physics, number, steps):
     return [*walked, (qpos, qvel, None)]
 
 
-def test_both_backends_agree_step_by_step():
-    """One control step of 50 ms from equal states: float32 against float64, landing feet included."""
+@pytest.fixture(scope="module")
+def both_backends():
+    """(random walk of 24 control steps by native physics, states of as many episodes, MJX's compiled step, `after`)."""
     number, env = 64, AntWorld(horizon=30)
     walked = random_walk(NativePhysics(number, env.frame_skip, threads=1), number, 24)
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(2), number))
-    step, after = jax.jit(jax.vmap(env.step)), jax.jit(jax.vmap(env.after))
+    return walked, state, jax.jit(jax.vmap(env.step)), jax.jit(jax.vmap(env.after))
+
+
+def test_both_backends_agree_step_by_step(both_backends):
+    """One control step of 50 ms from equal states: float32 against float64, landing feet included."""
+    walked, state, step, after = both_backends
     for t in (0, 8, 16, 23):
         qpos, qvel, torques = walked[t]
         state = replace(state, qpos=jnp.asarray(qpos), qvel=jnp.asarray(qvel))
@@ -218,6 +244,20 @@ def test_both_backends_agree_step_by_step():
     assert np.abs(walked[-1][0] - walked[0][0]).max() > 0.3  # they have moved
     wild, clipped = step(state, 5 * walked[23][2])[0], step(state, np.clip(5 * walked[23][2], -1, 1))[0]
     np.testing.assert_array_equal(wild.qpos, clipped.qpos)
+
+
+def test_both_backends_stay_together_over_a_second(both_backends):
+    """Free runs of the ants that live so long: 20 control steps, landing included, amplify what float32 leaves out."""
+    walked, state, step, _ = both_backends
+    state = replace(state, qpos=jnp.asarray(walked[0][0]), qvel=jnp.asarray(walked[0][1]))
+    for _, _, torques in walked[:20]:
+        state, _ = step(state, torques)
+    live = ~np.asarray(state.done)
+    assert live.sum() > 10
+    apart = np.abs(np.asarray(state.qpos) - walked[20][0]).max(1)[live]  # m, rad
+    assert np.median(apart) < 5e-3
+    assert np.quantile(apart, 0.75) < 0.05
+    assert np.abs(walked[20][0] - walked[0][0]).max(1)[live].min() > 0.2  # all have moved
 
 
 def test_native_physics_depends_on_nothing_but_its_input():
@@ -267,6 +307,7 @@ def test_gymnasium_accepts_the_ant(env_id):
     assert env.observation_space.shape == (27 + 2 + 2 * 5 + 2,)
     assert env.action_space == gymnasium.spaces.Box(-1, 1, (8,), np.float32)
     assert env.env.horizon == 500
+    assert env.metadata["render_fps"] == 20  # control steps of 50 ms
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*value is -?infinity")

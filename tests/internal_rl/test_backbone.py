@@ -51,14 +51,14 @@ def test_steps_through_both_halves_equal_unroll(
     assert prediction.target.logits.shape == (2, LENGTH, 9)
 
 
+@pytest.mark.parametrize("mixer", ["hawk", "transformer"])
 def test_a_world_of_dense_vectors_gets_gaussian_heads(
-    config: Config, make_rngs: Callable, normal: Callable, assert_close: Callable
+    config: Config, make_rngs: Callable, normal: Callable, assert_close: Callable, mixer: str
 ) -> None:
     world = SimpleNamespace(observation_spec=Dense(5), action_spec=Dense(3), target_spec=Dense(2))
-    check_steps(
-        Backbone(world, replace(config.model, action_std="state"), make_rngs()), normal(2, LENGTH, 5), assert_close
-    )
-    model = Backbone(world, config.model, make_rngs())
+    settings = replace(config.model, mixer=mixer)
+    check_steps(Backbone(world, replace(settings, action_std="state"), make_rngs()), normal(2, LENGTH, 5), assert_close)
+    model = Backbone(world, settings, make_rngs())
     model.action_head.log_std[...] = np.array([0.1, -0.2, 0.3], np.float32)
     prediction = check_steps(model, normal(2, LENGTH, 5), assert_close)
     assert prediction.action.mean.shape == (2, LENGTH, 3)

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs.ant.world import AntWorld
 from envs.gridworld import GridWorld
 from internal_rl.config import Config
 from internal_rl.stages import collect
@@ -65,11 +67,10 @@ def test_run_stores_every_split(
     config: Config, env: GridWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "CHUNK", EPISODES)
-    sizes = collect.run(config, env, env, tmp_path)
+    sizes = collect.run(config, env, tmp_path)
     train, valid = (load(tmp_path / "data" / split, labels=True) for split in ("train", "valid"))
     assert (len(train.length), len(valid.length)) == (6, 5)
-    of_expert = {f"success_{name}": 1.0 for name in ("collecting", "pretraining", "posttraining")}
-    assert sizes == {"episodes": 6, "mean_length": pytest.approx(len(train.action) / 6), **of_expert}
+    assert sizes == {"episodes": 6, "mean_length": pytest.approx(len(train.action) / 6), "success_collecting": 1.0}
     assert {file.name for file in (tmp_path / "data").iterdir()} == {"train", "valid"}
     assert len(list((tmp_path / "data" / "train").glob("behaviour-*.npz"))) == 2  # 4 episodes a file
     assert set(valid.labels) == set(LABELS)
@@ -94,8 +95,104 @@ def test_splits_and_chunks_have_streams_of_their_own(
 
     monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: listening)
     monkeypatch.setattr(collect, "CHUNK", EPISODES)
-    collect.run(config, env, env, tmp_path)
+    collect.run(config, env, tmp_path)
     assert len(asked) == len(set(asked)) == 16  # two chunks of four for each split, some of them surplus
+
+
+USABLE, SUCCESS = np.array([True, True, False, True]), np.array([False, True, True, True])
+
+
+@pytest.fixture
+def imperfect_generator(generate: Callable, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every four episodes the first fails and the third must not be learned from. Lists the calls."""
+    calls: list[int] = []
+
+    def play(keys: jax.Array) -> dict[str, jax.Array]:
+        calls.append(len(keys))
+        return {**generate(keys), "usable": jnp.asarray(USABLE), "success": jnp.asarray(SUCCESS)}
+
+    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: play)
+    monkeypatch.setattr(collect, "CHUNK", EPISODES)
+    return calls
+
+
+@pytest.mark.parametrize(("successful_only", "rows"), [(False, [0, 1, 3]), (True, [1, 3])])
+def test_only_what_may_be_learned_from_is_kept(
+    config: Config,
+    env: GridWorld,
+    tmp_path: Path,
+    generate: Callable,
+    imperfect_generator: list[int],
+    successful_only: bool,
+    rows: list[int],
+) -> None:
+    config = replace(config, collect=replace(config.collect, successful_only=successful_only))
+    manifest = collect.collect_split(config, env, tmp_path, "train")
+    assert (manifest["tried"], manifest["succeeded"]) == (
+        EPISODES * len(imperfect_generator),
+        3 * len(imperfect_generator),
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), collect.DATA_STREAM["train"])
+    first = jax.device_get(generate(jax.random.split(jax.random.fold_in(key, 0), EPISODES)))
+    length = first["mask"].sum(1)[rows]
+    stored = load(tmp_path)
+    assert stored.length[: len(rows)].tolist() == length.tolist()
+    expected = first["observation"][rows][first["mask"][rows]]
+    np.testing.assert_array_equal(stored.observation[: length.sum()], expected)
+    flying = collect.OnTheFly(config, env, EPISODES, None, 0)(0)
+    assert np.flatnonzero(np.asarray(flying.mask).any(1)).tolist() == rows
+
+
+def test_an_expert_that_hardly_ever_succeeds_is_refused(
+    config: Config, env: GridWorld, tmp_path: Path, imperfect_generator: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, collect=replace(config.collect, successful_only=True))
+    monkeypatch.setattr(collect, "LEAST_TRIED", 4)
+    monkeypatch.setattr(collect, "LEAST_SUCCESS", 0.8)
+    with pytest.raises(RuntimeError, match="the expert succeeded in 3 of 4 episodes"):
+        collect.collect_split(config, env, tmp_path, "train")
+
+
+def test_a_collection_that_was_stopped_goes_on_where_it_was(
+    config: Config, env: GridWorld, tmp_path: Path, imperfect_generator: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, collect=replace(config.collect, episodes=10, shard_episodes=4))
+    collect.run(config, env, tmp_path / "whole")
+    needed, play = len(imperfect_generator), collect.make_generator(yardsticks=False)
+    imperfect_generator.clear()
+
+    def breaks_off(keys: jax.Array) -> dict[str, jax.Array]:
+        if len(imperfect_generator) == 5:  # two for the held-out split, and three
+            raise KeyboardInterrupt
+        return play(keys)
+
+    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        collect.run(config, env, tmp_path / "cut")
+    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: play)
+    sizes = collect.run(config, env, tmp_path / "cut")
+    assert len(imperfect_generator) == needed + 1  # one of the three had not been written
+    assert sizes == collect.run(config, env, tmp_path / "whole")
+    for split in ("train", "valid"):
+        whole, cut = (tmp_path / name / "data" / split for name in ("whole", "cut"))
+        assert (whole / "manifest.json").read_text() == (cut / "manifest.json").read_text()  # hashes and all
+        assert load(cut).length.sum() > 0
+
+
+def test_the_expert_of_each_dataset(config: Config) -> None:
+    """D as configured; D* with noise and detours of its own or none, and perhaps the means only."""
+    ants = AntWorld(physics="native")
+    collecting = replace(config.collect, noise=0.2, noise_kind="injection", detours=0.5)
+    behaviour = replace(config, collect=collecting)
+    seen = lambda config, *noise: (lambda expert: (expert.noise, expert.kind, expert.detours, expert.mean_actions))(
+        collect.make_expert(ants, config, *noise)
+    )
+    assert seen(behaviour) == (0.2, "injection", 0.5, False)
+    assert seen(behaviour, 0.1) == (0.1, "injection", 0.5, False)
+    assert seen(behaviour, 0.0) == (0.0, "none", 0.0, False)
+    means = replace(behaviour, discover=replace(config.discover, noise=0.0, mean_actions=True))
+    assert seen(means) == (0.2, "injection", 0.5, False)
+    assert seen(means, 0.0) == (0.0, "none", 0.0, True)
 
 
 @pytest.mark.usefixtures("one_generator")
@@ -117,7 +214,7 @@ def test_on_the_fly_batches_are_a_pure_function_of_seed_and_step(config: Config,
 @pytest.mark.usefixtures("one_generator")
 def test_every_stage_gets_its_own_kind_of_batches(config: Config, env: GridWorld, tmp_path: Path) -> None:
     star = replace(config, discover=replace(config.discover, noise=0.0))
-    collect.run(star, env, env, tmp_path)
+    collect.run(star, env, tmp_path)
     assert {file.name for file in (tmp_path / "data").iterdir()} == {"train", "valid", "star"}
     of_stage = lambda config, stage: collect.training_batches(config, env, tmp_path, stage)
     train, stored = (load(tmp_path / "data" / split) for split in ("train", "star"))

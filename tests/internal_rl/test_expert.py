@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs.ant import expert as ant
-from envs.ant.world import NOT_FINITE, AntWorld
+from envs.ant.world import NOT_FINITE, SUCCESS, WALL, AntWorld
 from internal_rl.config import ExpertConfig, OptimConfig
 from internal_rl.stages import expert
 from internal_rl.stages.expert import ExpertTrainer, Transition, advantages
@@ -107,6 +107,31 @@ def test_learning_raises_what_paid_and_ignores_broken_physics(trainer: ExpertTra
     assert abs(gain(broken)) < 0.5 * gain(quiet)
     only_that = replace(quiet, ending=quiet.ending.at[2, 1].set(NOT_FINITE))
     assert gain(only_that) < 0.5 * gain(quiet)
+
+
+def test_mistakes_are_penalised_success_is_not(trainer: ExpertTrainer, unrolled: tuple) -> None:
+    """Episodes that end by each cause, else alike: what was done last is made rarer by mistakes alone."""
+    learner, steps, _ = unrolled
+    steps = jax.tree.map(jnp.asarray, steps)
+    quiet = replace(steps, reward=jnp.zeros_like(steps.reward), value=jnp.zeros_like(steps.value))
+    quiet = replace(
+        quiet, next_value=quiet.value, terminated=jnp.zeros_like(steps.ended), ended=jnp.ones_like(steps.ended)
+    )
+
+    def change(ending: int) -> float:
+        last = replace(
+            quiet,
+            terminated=quiet.terminated.at[2, 1].set(True),
+            ending=jnp.zeros_like(steps.ending).at[2, 1].set(ending),
+        )
+        moved = jax.tree.map(
+            lambda x, y: np.abs(np.asarray(x - y)).max(), trainer.learn(learner, last)[0].params, still
+        )
+        return max(jax.tree.leaves(moved))
+
+    still = trainer.learn(learner, replace(quiet, ending=jnp.zeros_like(steps.ending)))[0].params
+    assert change(SUCCESS) == 0
+    assert change(WALL) > 1e-4
 
 
 def test_normalisation_is_of_all_features_seen(trainer: ExpertTrainer, unrolled: tuple) -> None:

@@ -62,13 +62,21 @@ def test_warm_up_without_a_ramp_is_a_step(step: int, expected: float) -> None:
 def test_batch_relative_advantage() -> None:
     # mean 1/4, standard deviation sqrt(1/4 * 3/4), to which 1/1000 is added
     scale = math.sqrt(3) / 4 + 1e-3
-    advantage = batch_relative_advantage(jnp.array([0.0, 0.0, 1.0, 0.0]))
+    advantage = batch_relative_advantage(jnp.array([0.0, 0.0, 1.0, 0.0]), jnp.ones(4, bool))
     np.testing.assert_allclose(advantage, np.array([-0.25, -0.25, 0.75, -0.25]) / scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 3.0])
 def test_equal_returns_have_no_advantage(value: float) -> None:
-    assert (np.asarray(batch_relative_advantage(jnp.full(8, value))) == 0).all()
+    assert (np.asarray(batch_relative_advantage(jnp.full(8, value), jnp.ones(8, bool))) == 0).all()
+
+
+def test_unusable_episodes_have_no_advantage_and_no_say() -> None:
+    usable = jnp.array([True, True, False, True, True, False])
+    returns = jnp.array([0.0, 0.0, 9.0, 1.0, 0.0, -5.0])
+    advantage = batch_relative_advantage(returns, usable)
+    np.testing.assert_allclose(advantage[usable], batch_relative_advantage(returns[usable], jnp.ones(4, bool)))
+    assert advantage[~usable].tolist() == [0, 0]
 
 
 # One decision of each kind with a clip of 0.2: ratio, advantage, loss, and the loss's derivative by the log-

@@ -202,6 +202,31 @@ def test_ppo_over_latents_learns(internal: tuple[Learner, Frozen, Callable]) -> 
     assert np.mean(success[-5:]) > np.mean(success[:5]) + 0.15, success
 
 
+def test_unusable_episodes_change_nothing(internal: tuple[Learner, Frozen, Callable]) -> None:
+    """Whatever such an episode holds; and a batch of nothing else is not learned from."""
+    learner, frozen, _ = internal
+    state = learner.init(jax.random.key(3), frozen)
+    episodes = jax.jit(learner.play, static_argnums=3)(state.params, frozen, jax.random.key(1), 128)
+    assert 1 < episodes.success.sum() < 127
+    learn, broken = jax.jit(learner.learn), jnp.arange(128) == 5
+    other = replace(
+        episodes,
+        returns=episodes.returns.at[5].set(50.0),
+        decisions=replace(episodes.decisions, action=episodes.decisions.action.at[5].add(3.0)),
+    )
+    whole, *cut = (
+        learn(state, replace(each, usable=usable))[0].params
+        for each, usable in ((episodes, ~broken | True), (episodes, ~broken), (other, ~broken))
+    )
+    jax.tree.map(np.testing.assert_array_equal, *cut)
+    assert any(
+        (np.asarray(x) != np.asarray(y)).any() for x, y in zip(*map(jax.tree.leaves, (whole, cut[0])), strict=True)
+    )
+    after, metrics = learn(state, replace(episodes, usable=broken & False))
+    assert metrics["updated"] == 0
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+
+
 def test_equal_returns_leave_everything_exactly_as_it_was(internal: tuple[Learner, Frozen, Callable]) -> None:
     learner, frozen, update = internal
     bias = np.array([1e6, 0, 0, 0], np.float32)  # always up, which is no way from one colour to the next

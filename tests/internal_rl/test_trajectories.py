@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from internal_rl.trajectories import (
     Batches,
     Behaviour,
     DatasetError,
+    ShardWriter,
     bucketed_batches,
     concatenate,
     in_chunks,
@@ -22,7 +24,6 @@ from internal_rl.trajectories import (
     load,
     pack,
     packed_batches,
-    save_shards,
     whole,
 )
 
@@ -56,8 +57,10 @@ def assert_same(actual: Behaviour, expected: Behaviour, labels: bool) -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    shards = [behaviour(3, 1), behaviour(2, start=4)]
-    save_shards(iter(shards), tmp_path / "data" / "train", {"split": "train"})
+    writer = ShardWriter(tmp_path / "data" / "train", {"split": "train"})
+    writer.write(behaviour(3, 1))
+    writer.write(behaviour(2, start=4))
+    writer.finish()
     return tmp_path / "data" / "train"
 
 
@@ -109,15 +112,46 @@ def test_without_a_whole_manifest_there_is_no_dataset(saved: Path, text: str | N
         load(saved)
 
 
-def test_a_save_that_breaks_off_leaves_no_dataset(tmp_path: Path) -> None:
-    def shards():
-        yield behaviour(2)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        save_shards(shards(), tmp_path, {})
-    with pytest.raises(DatasetError):
+def test_a_dataset_that_was_broken_off_is_none_and_goes_on_after_its_last_shard(tmp_path: Path) -> None:
+    ShardWriter(tmp_path, {"seed": 1}).write(behaviour(3, 1), tried=7)
+    with pytest.raises(DatasetError, match="no finished dataset"):
         load(tmp_path)
+    writer = ShardWriter(tmp_path, {"seed": 1})
+    assert (writer.finished, writer.manifest["episodes"], writer.manifest["tried"]) == (False, 2, 7)
+    writer.write(behaviour(2, start=4), tried=9)
+    writer.finish()
+    assert_same(load(tmp_path, labels=True), behaviour(3, 1, 2), labels=True)
+    again = ShardWriter(tmp_path, {"seed": 1})
+    assert again.finished
+    assert again.manifest == writer.manifest
+    assert (again.manifest["episodes"], again.manifest["steps"], again.manifest["tried"]) == (3, 6, 9)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_settings_begin_anew(tmp_path: Path, finished: bool) -> None:
+    former = ShardWriter(tmp_path, {"seed": 1, "sizes": (1, 2)})
+    former.write(behaviour(3, 1))
+    if finished:
+        former.finish()
+    writer = ShardWriter(tmp_path, {"seed": 2, "sizes": (1, 2)})
+    assert (writer.finished, writer.manifest["episodes"]) == (False, 0)
+    with pytest.raises(DatasetError, match="no finished dataset"):
+        load(tmp_path)
+    writer.write(behaviour(2))
+    writer.finish()
+    assert_same(load(tmp_path), behaviour(2), labels=False)
+
+
+def test_files_shared_with_another_run_are_never_written_to(saved: Path, tmp_path: Path) -> None:
+    """A run that reuses another one's data holds hard links."""
+    (tmp_path / "copy").mkdir()
+    for file in saved.iterdir():
+        os.link(file, tmp_path / "copy" / file.name)
+    writer = ShardWriter(tmp_path / "copy", {"split": "other"})
+    writer.write(behaviour(1, start=50))
+    writer.finish()
+    assert_same(load(tmp_path / "copy"), behaviour(1, start=50), labels=False)
+    assert_same(load(saved), behaviour(3, 1, 2), labels=False)
 
 
 class Bomb:
