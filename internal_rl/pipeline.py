@@ -94,14 +94,14 @@ def _run_workers(run: Run, jobs: list[tuple[str, int]]) -> None:
 def summarise(run: Run) -> dict[str, Any]:
     """The content of summary.json, from the results of the stages."""
     stages = {stage: run.result(stage) or {} for stage in STAGES if stage != "report"}
-    found = lambda stage: {k: v for k, v in stages[stage].items() if k not in ("seconds", "commit", "expert")}
+    found = lambda stage, *but: {k: v for k, v in stages[stage].items() if k not in ("seconds", "commit", *but)}
     success = {key: value for key, value in stages["collect"].items() if key.startswith("success")}
     summary: dict[str, Any] = {
         "experiment": run.config.experiment_name,
         "seed": run.config.seed,
         "expert": {**success, **stages["controllers"].get("expert", {})},
         "base": found("pretrain"),
-        "controllers": found("controllers"),
+        "controllers": found("controllers", "expert"),
         "discovery": {**found("discover"), "unseen_transitions": found("transitions")},
         "proposal": found("propose"),
     }
