@@ -46,7 +46,7 @@ held-out: setup  ## the quickstart on five maps never used before, and their tab
 	$(call runs,quickstart,100 101 102 103 104,held_out)
 	$(PY) scripts/aggregate.py "$(RUNS)/held_out"
 
-ant: setup  ## the whole pipeline on the ant (three hours of two cores); call again to resume
+ant: setup  ## the whole pipeline on the ant (two to three hours of two cores); call again to resume
 	$(PY) scripts/pipeline.py experiment=ant_small $(ARGS)
 
 ant-expert: setup  ## train the ant's expert anew, which comes trained (forty minutes of two cores); resumes
