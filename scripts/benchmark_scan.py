@@ -52,9 +52,7 @@ def main() -> None:
         for _ in range(rounds):
             for candidate, compute in candidates.items():
                 began = time.perf_counter()
-                for _ in range(CALLS):
-                    last = compute(a, b)
-                jax.block_until_ready(last)
+                jax.block_until_ready([compute(a, b) for _ in range(CALLS)])
                 times[candidate].append(1000 * (time.perf_counter() - began) / CALLS)
         sequential, other = (np.array(values) for values in times.values())
         medians = f"{np.median(sequential):.2f} sequential, {np.median(other):.2f} associative"
