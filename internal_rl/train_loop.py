@@ -140,8 +140,6 @@ def run(
                 checkpoint.save(running, state, {"stage": stage, "step": done})
             if stopping:
                 raise Interrupted(f"{stage} stopped after step {done} and saved; run the same command to continue")
-        if pending is not None:
-            tracker.log(stage, *_fetch(pending))
     last_speed, scores = speed(steps), evaluate(state.params)
     tracker.log(stage, steps, scores | last_speed)
     return state, scores
