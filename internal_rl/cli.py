@@ -11,10 +11,14 @@ from internal_rl.config import STAGES, Config, ConfigError
 def hydra_main(work: Callable[[Config], None]) -> None:
     """Run `work` with the config composed from conf/ and the command line (Hydra's syntax, --multirun included).
 
-    A bad setting ends in one line on stderr and exit status 2, before any work.
+    A bad setting ends in one line on stderr and exit status 2, before any work; so does a file of the run that is
+    missing or damaged. Anything else is an error of the program and keeps its traceback.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
+
+    from internal_rl.checkpoint import CheckpointError
+    from internal_rl.trajectories import DatasetError
 
     config_module.register()
 
@@ -29,7 +33,7 @@ def hydra_main(work: Callable[[Config], None]) -> None:
                 changed = settings.job.override_dirname.replace("/", "-") or "default"
                 config = replace(config, run_dir=str(default_directory(config) / changed))
             work(config)
-        except (ConfigError, ValueError) as error:
+        except (ConfigError, CheckpointError, DatasetError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 

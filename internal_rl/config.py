@@ -1,7 +1,7 @@
 """The typed configuration: every key is declared once, here, with its default and meaning.
 
 Hydra composes conf/*.yaml onto this schema, so an unknown key or a wrong type is refused before any work, with
-the path of the key. `validate` refuses values that fit the type but make no sense.
+the path of the key. `validation.validate` refuses values that fit the type but make no sense.
 """
 
 import json
@@ -14,11 +14,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from internal_rl.validation import STAGES as STAGES
+from internal_rl.validation import ConfigError as ConfigError
+from internal_rl.validation import validate as validate
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the key and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -249,138 +249,6 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
-STAGES = ("collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce", "report")
-CHOICES = {
-    "until": STAGES,
-    "env.observation": ("allocentric", "egocentric", "egocentric_hidden"),
-    "collect.noise_kind": ("none", "epsilon", "injection"),
-    "model.mixer": ("hawk", "transformer"),
-    "model.action_std": ("constant", "state"),
-    "metacontroller.embedder": ("gru", "hawk"),
-    "policy.mixer": ("gru", "hawk"),
-    "tracker.wandb": ("auto", "online", "offline", "disabled"),
-}
-POSITIVE = {
-    "env": ("size", "num_colours", "horizon"),
-    "collect": ("episodes", "valid_episodes", "expert_episodes", "shard_episodes"),
-    "expert": ("steps", "num_ants", "unroll", "width", "epochs", "minibatches"),
-    "model": ("depth", "width", "mlp_width", "num_heads"),
-    "pretrain": ("steps", "batch_size", "valid_every"),
-    "controllers": ("steps", "rank", "batch_size", "episodes", "trials"),
-    "metacontroller": ("latent",),
-    "discover": ("steps", "batch_size", "num_buckets", "valid_every"),
-    "reinforce": ("episodes", "batch_size", "epochs", "minibatches", "max_decisions", "num_seeds", "test_episodes"),
-    "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise"),
-    "policy": ("initial_std", "gain"),
-    "tracker": ("log_every",),
-}
-
-
-def validate(config: Config) -> Config:
-    """Return `config` if it can be run; raise ConfigError naming the key and the remedy otherwise."""
-
-    def value(path: str) -> Any:
-        node: Any = config
-        for part in path.split("."):
-            node = getattr(node, part)
-        return node
-
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ConfigError(message)
-
-    for path, choices in CHOICES.items():
-        require(value(path) in choices, f"{path}={value(path)!r} is not one of {', '.join(choices)}")
-    for path in ("checkpoint_every", *(f"{part}.{key}" for part, keys in POSITIVE.items() for key in keys)):
-        require(value(path) > 0, f"{path}={value(path)} must be positive")
-    require(config.time_limit is None or config.time_limit > 0, f"time_limit={config.time_limit} must be positive")
-    model, collect, reinforce = config.model, config.collect, config.reinforce
-    require(
-        0 < model.control_layer < model.depth,
-        f"model.control_layer={model.control_layer} must leave blocks on both sides: 1 to {model.depth - 1}",
-    )
-    require(
-        model.mixer != "hawk" or model.width % model.num_heads == 0,
-        f"model.num_heads={model.num_heads} must divide model.width={model.width}",
-    )
-    require(0 <= collect.noise < 1, f"collect.noise={collect.noise} is a probability in [0, 1)")
-    require(
-        (collect.noise > 0) == (collect.noise_kind != "none"),
-        f"collect.noise={collect.noise} and collect.noise_kind={collect.noise_kind} disagree; "
-        "set noise_kind to epsilon or injection together with noise > 0",
-    )
-    require(0 <= collect.detours < 1, f"collect.detours={collect.detours} is a share in [0, 1)")
-    require(
-        collect.detours == 0 or collect.noise_kind == "injection",
-        f"collect.detours={collect.detours} needs collect.noise_kind=injection: the label is not what is executed",
-    )
-    steps = collect.max_steps or config.env.horizon
-    require(steps <= config.env.horizon, f"collect.max_steps={steps} exceeds env.horizon={config.env.horizon}")
-    require(
-        config.pretrain.row_length == 0 or config.pretrain.row_length >= steps,
-        f"pretrain.row_length={config.pretrain.row_length} is shorter than an episode ({steps} steps); "
-        "raise it or set 0 for one episode a row",
-    )
-    require(
-        reinforce.episodes % reinforce.batch_size == 0,
-        f"reinforce.episodes={reinforce.episodes} must be a multiple of reinforce.batch_size={reinforce.batch_size}",
-    )
-    require(
-        reinforce.batch_size % reinforce.minibatches == 0,
-        f"reinforce.minibatches={reinforce.minibatches} must divide reinforce.batch_size={reinforce.batch_size}",
-    )
-    propose, discover = config.propose, config.discover
-    require(
-        0 <= propose.experts <= propose.candidates,
-        f"propose.experts={propose.experts} must be 0 (no proposal) to propose.candidates={propose.candidates}",
-    )
-    require(0 <= discover.splice <= 1, f"discover.splice={discover.splice} is a share in [0, 1]")
-    require(0 <= propose.least_support <= 1, f"propose.least_support={propose.least_support} is a share in [0, 1]")
-    policy = config.policy
-    require(
-        propose.experts > 0 or (policy.gain == 1 and not policy.train_experts),
-        f"policy.gain={policy.gain} and policy.train_experts={policy.train_experts} need a proposal; "
-        "set propose.experts, or leave them at 1 and false",
-    )
-    require(
-        propose.experts == 0 or policy.train_experts or reinforce.optim.weight_decay == 0,
-        f"reinforce.optim.weight_decay={reinforce.optim.weight_decay} would shrink the proposal's experts; set it to 0",
-    )
-    require(
-        config.discover.noise is None or collect.noise_kind != "none" or config.discover.noise == 0,
-        "discover.noise needs collect.noise_kind to say which kind of noise it is",
-    )
-    require(
-        not discover.mean_actions or discover.noise == 0,
-        f"discover.mean_actions needs discover.noise=0 (it is {discover.noise}): D* is then a dataset of its own",
-    )
-    memory, lag = config.metacontroller.embedder_memory, config.metacontroller.embedding_lag
-    require(memory >= 2, f"metacontroller.embedder_memory={memory} is less than 2, what a unit remembers unless told")
-    require(lag is None or lag >= 0, f"metacontroller.embedding_lag={lag} must not be negative")
-    require(
-        config.metacontroller.embedder == "gru" or (memory == 2 and lag is None),
-        "metacontroller.embedder_memory and metacontroller.embedding_lag need metacontroller.embedder=gru",
-    )
-    require(discover.recovery >= 0, f"discover.recovery={discover.recovery} must not be negative")
-    require(
-        discover.recovery == 0 or not config.metacontroller.force_switch,
-        f"discover.recovery={discover.recovery} does nothing to a forced switch; set it to 0",
-    )
-    require(
-        discover.curriculum_delay + discover.curriculum_ramp == 0 or lag is not None or discover.recovery > 0,
-        f"discover.curriculum_delay={discover.curriculum_delay} and curriculum_ramp={discover.curriculum_ramp} lead to "
-        "nothing: set metacontroller.embedding_lag or discover.recovery",
-    )
-    require(discover.tolerance >= 0, f"discover.tolerance={discover.tolerance} must not be negative")
-    expert = config.expert
-    require(
-        expert.num_ants * expert.unroll % expert.minibatches == 0,
-        f"expert.minibatches={expert.minibatches} must divide expert.num_ants * expert.unroll = "
-        f"{expert.num_ants * expert.unroll}",
-    )
-    return config
-
-
 def _schema() -> DictConfig:
     """Config as a schema that can be merged into (OmegaConf makes frozen dataclasses read-only)."""
 
@@ -442,3 +310,5 @@ def load(path: Path) -> Config:
         return from_omegaconf(json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: not a saved config ({error})") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error} (a run of another version of this code?)") from error

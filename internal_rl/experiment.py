@@ -16,11 +16,11 @@ from internal_rl import config as config_module
 from internal_rl.config import Config, ConfigError, EnvConfig
 from internal_rl.reuse import take_over
 from internal_rl.tracking import Tracker
-from internal_rl.versions import commit
+from internal_rl.versions import maker
 
 
 def make_env(config: Config, tasks: str | None = None) -> Environment:
-    """The environment of a run; `tasks` replaces the pretraining tasks. Raises ValueError naming the key."""
+    """The environment of a run; `tasks` replaces the pretraining tasks. Raises ConfigError naming the key."""
     env = config.env
     try:
         taken = api.settings(env.name)
@@ -36,6 +36,9 @@ def make_env(config: Config, tasks: str | None = None) -> Environment:
         return api.make(env.name, **{key: value for key, value in values.items() if key in taken})
     except TypeError as error:
         raise ConfigError(f"env.name={env.name!r} does not fit the settings of the group env: {error}") from error
+    except ValueError as error:
+        key = "env.tasks" if tasks is None else "env.post_tasks"
+        raise ConfigError(str(error).replace("env.tasks", key)) from error
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else None
 
     def finish(self, stage: str, result: dict[str, Any]) -> None:
-        """Record the result of a stage and the commit that it was made by; a rerun then skips it."""
+        """Record the result of a stage and what made it (commit, versions, device); a rerun then skips it."""
         path = self.result_path(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({**result, "commit": commit()}, indent=2) + "\n")
+        partial.write_text(json.dumps({**result, "made_by": maker()}, indent=2) + "\n")
         partial.rename(path)
 
     @contextmanager

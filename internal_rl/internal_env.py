@@ -2,7 +2,7 @@
 
 Both are batched and step by one primitive action; `decide` says where the policy's next output counts. Where it
 is False the former decision holds. A step is cut in two, `act` and `observe`, around the primitive environment's
-own: pure functions that a scan and a host loop share (`driver`, `step`).
+own: pure functions that a scan and a host loop share (`rollout.advance`, `driver`).
 """
 
 from dataclasses import replace
@@ -49,13 +49,6 @@ class DecisionEnv(Protocol):
     def observe(
         self, state: Any, env_state: Any, timestep: TimeStep, action: Array, t: Array
     ) -> tuple[Any, DecisionStep]: ...
-
-
-def step(env: DecisionEnv, keys: Array, state: Any, action: Array, t: Array) -> tuple[Any, DecisionStep]:
-    """One primitive step under the decision `action`, the primitive environment's compiled step in it."""
-    state, primitive_action = env.act(keys, state, action, t)
-    env_state, timestep = jax.vmap(env.env.step)(env.primitive(state), primitive_action)
-    return env.observe(state, env_state, timestep, action, t)
 
 
 class RawEnv:
@@ -111,7 +104,7 @@ class ControlledEnv:
         """Start a batch of episodes; reads the first observation."""
         env_state, timestep = jax.vmap(self.env.reset)(keys)
         batch = keys.shape[0]
-        lower = self.backbone.init_lower(batch, self.horizon)
+        lower = self.backbone.init_lower(batch, self.horizon + 1)  # it reads the last observation, too
         e, lower = self.backbone.step_lower(timestep.observation, lower, jnp.int32(0))
         return ControlledState(env_state, e, lower, self.backbone.init_upper(batch, self.horizon), timestep)
 

@@ -12,7 +12,6 @@ _RL_METRICS = {
     "approx_kl": "approximate KL from the policy that collected the batch to the updated one, nats",
     "clip_fraction": "share of decisions whose probability ratio is clipped",
     "policy_std": "mean standard deviation of the policy's Gaussian",
-    "entropy": "mean entropy of the policy, nats",
     "grad_norm": "global gradient norm before clipping",
     "episodes_per_second": "episodes collected and learnt from, per second of wall time",
     "updated": "1 if the batch gave an update, 0 if all its returns were equal",
@@ -20,7 +19,8 @@ _RL_METRICS = {
 }
 
 _EXPERT_METRICS = {
-    **{name: _RL_METRICS[name] for name in ("approx_kl", "clip_fraction", "entropy")},
+    **{name: _RL_METRICS[name] for name in ("approx_kl", "clip_fraction")},
+    "entropy": "mean entropy of the policy, nats",
     "velocity": "mean velocity along the arrows, m/s",
     "value_loss": "mean squared error of the critic, halved",
     "std": "mean standard deviation of the torques",
@@ -50,7 +50,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "discover/alpha": ("step", "weight of the KL"),
     "discover/switch_rate": ("step", "share of steps at which z is replaced"),
     "discover/true_switch_rate": ("step", "share of steps at which the expert's goal changes"),
-    "discover/switch_f1": ("step", "F1 of the switches against the expert's, within 1 step"),
+    "discover/switch_f1": ("step", "F1 of the switches against the expert's, within discover.tolerance steps"),
     "discover/random_f1": ("step", "F1 of random switches of equal rate"),
     "discover/mid_share": ("step", "share of steps whose beta lies in (0.1, 0.9)"),
     "discover/valid_nll": ("step", "action NLL of the steered base on held-out episodes, nats a step"),

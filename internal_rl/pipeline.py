@@ -11,19 +11,21 @@ import numpy as np
 from internal_rl.analysis import transitions
 from internal_rl.analysis.record import record_episode
 from internal_rl.analysis.report import write_report
-from internal_rl.config import STAGES, to_dict
+from internal_rl.config import STAGES, ConfigError, to_dict
 from internal_rl.experiment import Run
 from internal_rl.jobs import Job, run_on_cores
+from internal_rl.reuse import AFTER
 from internal_rl.stages import collect, controllers, discover, pretrain, propose, reinforce
 from internal_rl.tracking import Tracker, read_metrics
-from internal_rl.versions import commit, device, versions
+from internal_rl.versions import maker
 
 ALGORITHMS: tuple[reinforce.Algorithm, ...] = ("internal_rl", "raw_rl")
 
 
 def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
-    """Run `stages` of one run."""
+    """Run `stages` of one run. Raises ConfigError if one of them needs another that has not finished."""
     config, directory = run.config, run.directory
+    _check_order(run, stages)
     print(f"run directory: {directory}", flush=True)
     with run.tracker() as tracker:
         work = {
@@ -42,6 +44,17 @@ def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
             elif stage != "propose" or config.propose.experts:
                 result = run.once(stage, work[stage])
                 print(f"{stage}: {_headline(result)}", flush=True)
+
+
+def _check_order(run: Run, stages: tuple[str, ...]) -> None:
+    for position, stage in enumerate(stages):
+        proposal = ("propose",) if run.config.propose.experts and stage in ("transitions", "reinforce") else ()
+        for needed in (*AFTER.get(stage, ()), *proposal):
+            if run.result(stage) is None and run.result(needed) is None and needed not in stages[:position]:
+                raise ConfigError(
+                    f"{stage} needs {needed}, which {run.directory} has not finished; run scripts/pipeline.py "
+                    f"until={needed} with the same settings first"
+                )
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -94,7 +107,7 @@ def _run_workers(run: Run, jobs: list[tuple[str, int]]) -> None:
 def summarise(run: Run) -> dict[str, Any]:
     """The content of summary.json, from the results of the stages."""
     stages = {stage: run.result(stage) or {} for stage in STAGES if stage != "report"}
-    found = lambda stage, *but: {k: v for k, v in stages[stage].items() if k not in ("seconds", "commit", *but)}
+    found = lambda stage, *but: {k: v for k, v in stages[stage].items() if k not in ("seconds", "made_by", *but)}
     success = {key: value for key, value in stages["collect"].items() if key.startswith("success")}
     summary: dict[str, Any] = {
         "experiment": run.config.experiment_name,
@@ -105,10 +118,11 @@ def summarise(run: Run) -> dict[str, Any]:
         "discovery": {**found("discover"), "unseen_transitions": found("transitions")},
         "proposal": found("propose"),
     }
-    rl = run.config.reinforce
+    rl, made_by = run.config.reinforce, [result["made_by"] for result in stages.values() if "made_by" in result]
     for algorithm in ALGORITHMS:
         results = [run.result(f"{algorithm}_{seed}") for seed in range(rl.num_seeds)]
         finished = [result for result in results if result]
+        made_by += [result["made_by"] for result in finished if "made_by" in result]
         summary[algorithm] = {
             "task": run.config.env.post_tasks,
             "episodes": rl.episodes,
@@ -117,15 +131,21 @@ def summarise(run: Run) -> dict[str, Any]:
         }
         if 0 < (best := summary["expert"].get("success_posttraining", 1.0)) < 1:  # Fig. 8 divides by it
             summary[algorithm]["normalised_success"] = [result["success"] / best for result in finished]
-    commits = dict.fromkeys(result["commit"] for result in stages.values() if "commit" in result)
+    now = maker()
     return {
         **summary,
         "seconds": {stage: result["seconds"] for stage, result in stages.items() if "seconds" in result},
         "config": {**to_dict(run.config), "run_dir": None, "reuse": None},  # paths of this machine
-        "versions": versions(),
-        "device": device(),
-        "commit": ", ".join(commits) or commit(),  # of the stages, in their order
+        **{key: _joined([each[key] for each in made_by or [now]]) for key in now},
     }
+
+
+def _joined(values: list[Any]) -> Any:
+    """What they all are, else the different ones, in their order; of dictionaries, key by key."""
+    if isinstance(values[0], dict):
+        return {key: _joined([value[key] for value in values if key in value]) for key in values[0]}
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else ", ".join(map(str, distinct))
 
 
 def report(run: Run, tracker: Tracker) -> Path:

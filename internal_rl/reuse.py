@@ -32,7 +32,7 @@ READS = {
     "transitions": ("propose", "policy.gain", "policy.initial_std", "env.post_tasks", "env.horizon"),
     "raw_rl": ("reinforce", "env.post_tasks", "env.horizon"),
 }
-AFTER = {
+AFTER: dict[str, tuple[str, ...]] = {
     "collect": (),
     "pretrain": ("collect",),
     "controllers": ("pretrain",),
@@ -40,6 +40,7 @@ AFTER = {
     "propose": ("discover",),
     "transitions": ("controllers", "discover"),
     "raw_rl": ("pretrain",),
+    "reinforce": ("discover",),
 }
 
 

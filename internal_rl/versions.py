@@ -36,3 +36,8 @@ def device() -> dict[str, Any]:
     """Kind and number of the devices JAX computes on."""
     devices = jax.devices()
     return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+
+
+def maker() -> dict[str, Any]:
+    """All three: what a result that is computed now is made by."""
+    return {"commit": commit(), "versions": versions(), "device": device()}

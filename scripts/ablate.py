@@ -1,7 +1,7 @@
 """Train the rows of an ablation table, each over several seeds, and print the table.
 
 python scripts/ablate.py quickstart --seeds 0 1 2         diagnostics of each row of conf/ablation/quickstart.yaml
-python scripts/ablate.py quickstart --rl recipe "rank 4"  internal RL of these rows on top
+python scripts/ablate.py quickstart --rl recipe "rank 4"  internal and raw-action RL of these rows on top
 python scripts/ablate.py quickstart --page DIR            the table as a page
 
 The name is an experiment of conf/experiment/ with a list of rows in conf/ablation/. One process a core, one core a
@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 
 from internal_rl.config import ConfigError, compose
 from internal_rl.jobs import Job, run_on_cores
-from internal_rl.versions import device
 
 ROOT = Path(__file__).resolve().parent.parent
 Rows = dict[str, list[str]]
@@ -96,9 +95,11 @@ def table(rows: Rows, runs: Path, seeds: list[int]) -> str:
 def write_page(page: Path, experiment: str, text: str, rows: Rows, runs: Path, seeds: list[int]) -> None:
     """page/README.md with the table, the command that makes it, and the commits of its runs."""
     paths = [runs / folder(row) / f"seed-{seed}" / "summary.json" for row in rows for seed in seeds]
-    commits = sorted({json.loads(path.read_text())["commit"] for path in paths if path.exists()})
+    summaries = [json.loads(path.read_text()) for path in paths if path.exists()]
+    commits = sorted({summary["commit"] for summary in summaries})
+    kinds = sorted({summary["device"]["kind"] for summary in summaries})
     page.mkdir(parents=True, exist_ok=True)
-    source = f"`python {shlex.join(sys.argv)}`, commits {', '.join(commits)}, {device()['kind']}."
+    source = f"`python {shlex.join(sys.argv)}`, commits {', '.join(commits)}, {', '.join(kinds)}."
     note = "Mean and range over seeds; unseen transitions: geometric mean over those of the task."
     (page / "README.md").write_text(f"# What each lever does: {experiment}\n\n{source} {note}\n\n{text}\n")
 
@@ -108,7 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="of conf/experiment/, with rows in conf/ablation/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rl", nargs="+", default=[], metavar="ROW", help="rows to train internal RL on, too")
+    parser.add_argument(
+        "--rl", nargs="+", default=[], metavar="ROW", help="rows to train internal and raw-action RL on, too"
+    )
     parser.add_argument("--page", type=Path, help="folder of the result page")
     arguments = parser.parse_args()
     experiment, seeds = arguments.experiment, arguments.seeds

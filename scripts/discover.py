@@ -1,4 +1,4 @@
-"""Stage 3: the metacontroller, and the probability of each unseen transition.
+"""Stage 3: the metacontroller, the proposal if there is to be one, and the probability of each unseen transition.
 
 python scripts/discover.py experiment=quickstart seed=0 run_dir=DIR
 """
@@ -10,4 +10,4 @@ runtime.setup()
 from internal_rl.cli import run_stage_script
 
 if __name__ == "__main__":
-    run_stage_script("discover", "transitions")
+    run_stage_script("discover", "propose", "transitions")

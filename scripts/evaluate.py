@@ -13,6 +13,7 @@ import sys
 
 import jax
 
+from internal_rl.checkpoint import CheckpointError
 from internal_rl.config import ConfigError
 from internal_rl.experiment import load_run
 from internal_rl.stages.reinforce import load_policy, make_learner
@@ -35,6 +36,9 @@ def main() -> None:
         learner, frozen = make_learner(run.config, run.post_env, run.directory, arguments.algorithm)
         play = learner.player()
         for rl_seed in range(run.config.reinforce.num_seeds):
+            if run.result(f"{arguments.algorithm}_{rl_seed}") is None:
+                print(f"{arguments.algorithm} seed {rl_seed}: not finished")
+                continue
             params = load_policy(run.config, learner, frozen, run.directory, rl_seed)
             episodes = play(params, frozen, jax.random.key(arguments.seed), arguments.episodes)
             print(
@@ -44,7 +48,7 @@ def main() -> None:
                 + "".join(f", {name} {float(share.mean()):.3f}" for name, share in episodes.ending.items())
                 + f" ({arguments.episodes} episodes)"
             )
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, CheckpointError) as error:
         sys.exit(f"error: {error}")
 
 

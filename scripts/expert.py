@@ -12,7 +12,7 @@ runtime.setup()
 import sys
 
 from internal_rl.cli import hydra_main
-from internal_rl.config import Config
+from internal_rl.config import Config, ConfigError
 
 
 def work(config: Config) -> None:
@@ -22,11 +22,15 @@ def work(config: Config) -> None:
     from internal_rl.experiment import make_env, open_run
     from internal_rl.stages import expert
     from internal_rl.tracking import read_metrics
-    from internal_rl.train_loop import Interrupted
+    from internal_rl.train_loop import Interrupted, interrupt_after
 
+    if config.dry_run:
+        raise ConfigError("dry_run=true is for scripts/pipeline.py; leave it out")
     run = open_run(config)
     if not isinstance(run.env, AntWorld):
-        raise ValueError(f"env.name={config.env.name}: only the ant has a trained expert; use experiment=ant_expert")
+        raise ConfigError(f"env.name={config.env.name}: only the ant has a trained expert; use experiment=ant_expert")
+    if config.time_limit is not None:
+        interrupt_after(config.time_limit)
     try:
         with run.tracker() as tracker:
             expert.train(config.expert, run.env, config.seed, run.directory, tracker)

@@ -30,6 +30,7 @@ def summary(nll: float, unseen: dict, success: list[float]) -> dict:
         "discovery": {"switch_f1": 0.9, "mid_share": 0.1, "nll": 0.3, "unseen_transitions": unseen},
         "internal_rl": {"success": success},
         "commit": "abc",
+        "device": {"kind": "an old laptop"},
     }
 
 
@@ -56,6 +57,16 @@ def test_table_has_means_and_ranges(ablate, tmp_path):
     assert cells[:3] == ["rank 4", "`metacontroller.rank=4`", "2"]  # seed 2 has not run
     assert cells[3] == "0.040 (0.020 to 0.060)"
     assert cells[-3:] == ["0.020 (0.020 to 0.020)", "0.500 (0.500 to 0.500)", "0.800 (0.800 to 0.800)"]
+
+
+def test_the_page_names_what_made_its_runs(ablate, tmp_path):
+    run = tmp_path / "recipe" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps(summary(0.5, {}, [])))
+    ablate.write_page(tmp_path / "page", "quickstart", "the table", {"recipe": []}, tmp_path, [0, 1])
+    text = (tmp_path / "page" / "README.md").read_text()
+    assert "commits abc, an old laptop." in text
+    assert text.endswith("the table\n")
 
 
 def test_geometric_mean(ablate):

@@ -25,10 +25,16 @@ def test_every_option_composes(group, option):
     assert isinstance(compose([f"{group}={option}", "collect.max_steps=36", "env.horizon=100"]), Config)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "controllers", "discover", "reinforce"])
+@pytest.mark.parametrize("stage", ["pretrain", "reinforce"])
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "optim").glob("*.yaml")))
 def test_every_optimiser_composes(stage, option):
     assert isinstance(compose([f"optim@{stage}.optim={option}"]), Config)
+
+
+def test_rates_of_the_base_model_need_a_base_model():
+    with pytest.raises(ConfigError, match=r"discover\.optim\.embedding_learning_rate=0\.01 is for the base model only"):
+        compose(["optim@discover.optim=base_small"])
+    assert compose(["optim@discover.optim=base_small", "discover.cotrain=true"])
 
 
 def test_unknown_key_is_refused_with_its_path():
@@ -65,6 +71,18 @@ def test_wrong_type_is_refused_with_its_path():
         (["discover.recovery=9", "metacontroller.force_switch=true"], r"discover\.recovery=9 does nothing to a forced"),
         (["collect.detours=1"], r"collect\.detours=1\.0 is a share in \[0, 1\)"),
         (["collect.detours=.2", "collect.noise_kind=epsilon"], r"collect\.detours=0\.2 needs .*noise_kind=injection"),
+        (["policy.mixer=hawk", "policy.num_heads=3"], r"policy\.num_heads=3 must divide policy\.width=64"),
+        (["metacontroller.history_width=0"], r"metacontroller\.history_width=0 must be positive"),
+        (["metacontroller.rank=-1"], r"metacontroller\.rank=-1 must not be negative"),
+        (["seed=-1"], r"seed=-1 must not be negative"),
+        (["collect.max_steps=0"], r"collect\.max_steps=0 must be positive, or null"),
+        (
+            ["pretrain.optim.muon_learning_rate=0"],
+            r"pretrain\.optim\.muon_learning_rate=0\.0 must be positive, or null",
+        ),
+        (["propose.keep_optim.learning_rate=0"], r"propose\.keep_optim\.learning_rate=0\.0 must be positive"),
+        (["discover.noise=1.5"], r"discover\.noise=1\.5 is a probability"),
+        (["expert.steps=16383"], r"expert\.steps=16383 is less than one update, .* = 16384"),
         (["propose.experts=65"], r"propose\.experts=65 must be 0 \(no proposal\) to propose\.candidates=64"),
         (["policy.gain=1.5"], r"policy\.gain=1\.5 .* need a proposal; set propose\.experts"),
         (["propose.experts=8", "reinforce.optim.weight_decay=.1"], r"would shrink the proposal's experts"),
@@ -80,7 +98,7 @@ def test_saved_config_loads_equal_and_is_checked(tmp_path):
     save(config, tmp_path / "config.json")
     assert load(tmp_path / "config.json") == config
     (tmp_path / "config.json").write_text('{"seed": 1, "sede": 2}')
-    with pytest.raises(ConfigError, match="sede"):
+    with pytest.raises(ConfigError, match=r"config\.json: .*sede"):
         load(tmp_path / "config.json")
     with pytest.raises(ConfigError, match=r"missing\.json"):
         load(tmp_path / "missing.json")

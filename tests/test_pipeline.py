@@ -1,7 +1,9 @@
 """One tiny run of everything, as a user starts it: scripts/pipeline.py experiment=smoke."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,8 +150,9 @@ def test_seconds_and_commits_are_those_of_the_work(tmp_path, monkeypatch):
     run = Run(compose(["experiment=smoke"]), tmp_path)
     ticks = iter([10.0, 15.0, 100.0, 107.0, 107.0])
     monkeypatch.setattr(experiment, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    commits = iter(["aaa", "bbb", "aaa"])
-    monkeypatch.setattr(experiment, "commit", lambda: next(commits))
+    commits = iter(["aaa", "bbb", "aaa", "ccc"])
+    made = lambda: {"commit": next(commits), "device": {"kind": "an old laptop", "count": 1}, "versions": {"jax": "0"}}
+    monkeypatch.setattr(experiment, "maker", made)
 
     def stopped() -> dict[str, Any]:
         raise KeyboardInterrupt
@@ -159,8 +162,11 @@ def test_seconds_and_commits_are_those_of_the_work(tmp_path, monkeypatch):
     assert run.once("collect", lambda: {"episodes": 3})["seconds"] == 5 + 7
     run.finish("pretrain", {"nll": 1.0})
     run.finish("controllers", {"success": 0.5, "expert": {"success_posttraining": 0.8}})
+    run.finish("raw_rl_0", {"success": 0.0, "before": 0.0})
     summary = summarise(run)
-    assert summary["commit"] == "aaa, bbb"
+    assert summary["commit"] == "aaa, bbb, ccc"
+    assert summary["device"] == {"kind": "an old laptop", "count": 1}
+    assert summary["versions"] == {"jax": "0"}
     assert summary["seconds"] == {"collect": 12}
     assert summary["base"] == {"nll": 1.0}
     assert summary["controllers"] == {"success": 0.5}
@@ -202,6 +208,53 @@ def test_evaluate_on_another_task(run_dir):
     assert "env.num_colours > 9" in bad.stderr
 
 
+def test_evaluate_says_which_seeds_have_not_finished(run_dir, tmp_path):
+    unfinished = tmp_path / "run"
+    shutil.copytree(run_dir, unfinished)
+    (unfinished / "results" / "raw_rl_0.json").unlink()
+    done = script("evaluate", str(unfinished), "--algorithm", "raw_rl")
+    assert (done.returncode, done.stdout) == (0, "raw_rl seed 0: not finished\n")
+    shutil.rmtree(unfinished / "base")
+    done = script("evaluate", str(unfinished))
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*base.*Remedy: .*\n", done.stderr)
+
+
+def test_a_stage_that_lacks_another_is_refused_before_any_work(tmp_path):
+    for name, message in (("discover", "discover needs pretrain"), ("reinforce", "reinforce needs discover")):
+        done = script(name, "experiment=smoke", "tracker=local", f"run_dir={tmp_path / name}")
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "until=" in done.stderr
+
+
+def test_the_script_of_discovery_fits_the_proposal_too(run_dir, tmp_path):
+    settings = ["experiment=smoke", "tracker=local", f"reuse={run_dir}", "discover.alpha=0.3", "discover.steps=2"]
+    done = script("discover", *settings, "propose.steps=2", "propose.keep_steps=2", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = {"collect", "pretrain", "controllers", "raw_rl_0", "discover", "propose", "transitions"}
+    assert {path.stem for path in (tmp_path / "run" / "results").glob("*.json")} == stages
+
+
+def test_an_error_of_the_program_keeps_its_traceback(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "from internal_rl.cli import hydra_main\n"
+        "def work(config):\n    raise ValueError('shapes do not fit')\n"
+        "hydra_main(work)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "broken.py"), "experiment=smoke"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=500,
+    )
+    assert done.returncode == 1
+    assert re.search(r"line 3, in work.*ValueError: shapes do not fit", done.stderr, re.DOTALL)
+
+
 def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):
     page = tmp_path / "page"
     done = script("aggregate", str(run_dir.parent), "--page", str(page), "--title", "Smoke")
@@ -223,6 +276,10 @@ def test_aggregate_measures_by_an_imperfect_expert(run_dir, tmp_path):
     summary = json.loads((run_dir / "summary.json").read_text())
     summary["base"] = {"nll": -2.5, "oracle_nll": -4.25}  # no Bayes filter
     summary["internal_rl"]["success"] = [0.4, 0.5, 0.2]
+    (tmp_path / "early").mkdir()  # a run until=pretrain
+    early = {**summary, "controllers": {}, "discovery": {"unseen_transitions": {}}}
+    early |= {name: {**summary[name], "success": []} for name in ("internal_rl", "raw_rl")}
+    (tmp_path / "early" / "summary.json").write_text(json.dumps(early))
     for name, expert in (("good", 0.8), ("poor", 0.5), ("none", 0.0)):
         summary["expert"]["success_posttraining"] = expert
         (tmp_path / name).mkdir()
@@ -233,7 +290,8 @@ def test_aggregate_measures_by_an_imperfect_expert(run_dir, tmp_path):
     assert row["| good"].endswith("| 0.800 | 0.500 |")
     assert row["| poor"].endswith("| 0.500 | 0.800 |")
     assert row["| none"].endswith("| 0.000 |  |")
-    assert lines[-1].startswith("1 of 3 runs")
+    assert "|  | +1.750 |  |  |  |  |  |  |  |" in row["| early"]
+    assert lines[-1].startswith("1 of 4 runs")
 
 
 def test_load_run_replaces_settings_of_the_environment(run_dir):
@@ -250,8 +308,10 @@ def test_an_environment_that_cannot_be_built_is_named(run_dir):
         load_run(run_dir, name="maze").env  # noqa: B018
     with pytest.raises(ConfigError, match=r"env\.cell_size=3\.0: env\.name=gridworld has no such setting"):
         load_run(run_dir, cell_size=3.0).env  # noqa: B018
+    with pytest.raises(ConfigError, match=r"env\.post_tasks='0-4': colour 4 needs env\.num_colours > 4"):
+        load_run(run_dir, post_tasks="0-4").post_env  # noqa: B018
     with pytest.raises(
-        ValueError, match=r"env\.observation='egocentric_hidden' is none of allocentric, egocentric for"
+        ConfigError, match=r"env\.observation='egocentric_hidden' is none of allocentric, egocentric for"
     ):
         load_run(run_dir, name="ant", observation="egocentric_hidden").env  # noqa: B018
     assert load_run(run_dir, name="ant", cell_size=3.0).env.cell_size == 3

@@ -162,12 +162,12 @@ class AntWorld:
         qpos, qvel = jnp.where(keep, state.qpos, qpos), jnp.where(keep, state.qvel, qvel)
         cell, outside = self.cell(qpos[:2])
         colours, walls = state.objects[: self.num_colours], state.objects[self.num_colours :]
-        here = (colours == cell) & ~outside & ~keep
+        fell = (qpos[2] < HEIGHTS[0]) | (qpos[2] > HEIGHTS[1])
+        here = (colours == cell) & ~outside & ~keep & ~fell
         colour = jnp.where(here.any(), jnp.argmax(here), -1)
         entered = jnp.where(colour == state.colour, -1, colour).astype(jnp.int32)
         progress, wrong, success = pinpad.visit(state.pinpad, entered)
         t = state.t + ~state.done
-        fell = (qpos[2] < HEIGHTS[0]) | (qpos[2] > HEIGHTS[1])
         holds = jnp.stack([~finite, outside | (walls == cell).any(), fell, wrong, success, t >= self.horizon])
         ending = jnp.where(holds.any(), jnp.argmax(holds) + 1, NONE)
         ending = jnp.where(state.done, state.ending, ending).astype(jnp.int32)

@@ -55,9 +55,10 @@ def _thinned(rollout: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _ant_frames(rollout: Mapping[str, np.ndarray], env: Mapping[str, Any]) -> list[UInt8[np.ndarray, "H W 3"]]:
     try:
+        import minigrid  # noqa: F401  # its colours
         import mujoco  # noqa: F401  # `frame` asks it where the legs are
     except ImportError as error:
-        raise MissingDataError("MuJoCo, which knows where the legs are, is not installed") from error
+        raise MissingDataError(f"the ant is drawn with MuJoCo and MiniGrid: {error}") from error
     from envs.ant.picture import frame
     from envs.ant.world import AntWorld
     from envs.gymnasium_adapter import mark_switch, task_strip

@@ -310,6 +310,8 @@ def latent_picture(
         raise MissingDataError("fewer than two completed segments have a code")
     if len(np.unique(subgoal)) < 3:
         raise MissingDataError("the codes are of fewer than three subgoals, which span no plane")
+    if latent.shape[1] < 2:
+        raise MissingDataError("a latent of one dimension spans no plane")
     chosen = np.random.default_rng(0).permutation(len(latent))[:MAX_POINTS]  # mixed: none hides another
     points, shares = between_groups(latent, subgoal)
     points, subgoal, ordinal = points[chosen], subgoal[chosen], ordinal[chosen]

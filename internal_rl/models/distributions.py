@@ -21,10 +21,6 @@ class Categorical:
     def sample(self, key: Array) -> Int[Array, "..."]:
         return jax.random.categorical(key, self.logits)
 
-    def entropy(self) -> Float[Array, "..."]:
-        log_probs = jax.nn.log_softmax(self.logits)
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
-
 
 @struct.dataclass
 class Gaussian:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs.api import Dense, Discrete, Environment, Expert, MultiHot, NoiseKind, TimeStep
-from internal_rl.config import Config
+from internal_rl.config import Config, ConfigError
 from internal_rl.driver import Driver
 from internal_rl.tracking import progress
 from internal_rl.trajectories import (
@@ -31,11 +31,15 @@ DATA_STREAM = {"train": 1, "valid": 2, "star": 3, "expert": 4}  # folded into th
 
 
 def make_expert(env: Environment, config: Config, noise: float | None = None) -> Expert:
-    """The expert that the `collect` settings describe; `noise` overrides its noise (D*)."""
+    """The expert that the `collect` settings describe; `noise` overrides its noise (D*). Raises ConfigError naming the
+    key if the environment has none such."""
     mean_actions = noise is not None and config.discover.mean_actions
     noise = config.collect.noise if noise is None else noise
     kind, detours = (config.collect.noise_kind, config.collect.detours) if noise else ("none", 0.0)
-    return env.make_expert(noise, cast(NoiseKind, kind), mean_actions, detours)
+    try:
+        return env.make_expert(noise, cast(NoiseKind, kind), mean_actions, detours)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def make_generator(
@@ -229,6 +233,8 @@ def training_batches(config: Config, env: Environment, run_dir: Path, stage: str
 def run(config: Config, env: Environment, run_dir: Path) -> dict[str, Any]:
     """Collect every split; returns the sizes of the training data (of the held-out data where none are stored), and
     how often the expert succeeded while it was made."""
+    for noise in {None, config.discover.noise}:  # an expert that there is not is refused before anything is played
+        make_expert(env, config, noise)
     stored = [] if config.collect.on_the_fly else ["train"] + ([] if config.discover.noise is None else ["star"])
     splits = ["valid", *stored]
     manifests = {split: collect_split(config, env, run_dir / "data" / split, split) for split in splits}

@@ -86,6 +86,11 @@ def test_endings(walk, place, ending):
     assert float(steps[-1].reward) == 0
 
 
+def test_who_falls_into_a_colour_has_not_visited_it(walk):
+    state, steps = walk([(*COLOUR_0, 0.1)])
+    assert (ENDINGS[state.ending], int(state.pinpad.index), int(steps[-1].entered)) == ("height", 0, -1)
+
+
 def test_the_horizon_truncates_unless_the_last_step_ends_the_episode(walk):
     state, steps = walk([FREE] * 6)
     assert [bool(s.done) for s in steps] == [False] * 6 + [True]

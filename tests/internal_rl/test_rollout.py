@@ -15,7 +15,6 @@ from envs.gridworld import GridWorld
 from internal_rl import rollout as module
 from internal_rl.config import Config
 from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
-from internal_rl.internal_env import step as one_step
 from internal_rl.models.backbone import Backbone, episode_starts
 from internal_rl.models.policy import LatentInput, LatentPolicy, Policy, RawPolicy
 from internal_rl.models.proposal import Proposal
@@ -205,7 +204,11 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
     @jax.jit
     def step(keys: jax.Array, before: Any, latent: jax.Array, t: jax.Array) -> tuple[Any, ...]:
         spy = Spy(backbone)
-        after, seen = one_step(InternalEnv(env, spy, metacontroller), keys, before, latent, t)  # type: ignore[arg-type]
+        spied = InternalEnv(env, spy, metacontroller)  # type: ignore[arg-type]
+        acted, primitive_action = spied.act(keys, before, latent, t)
+        after, seen = spied.observe(
+            acted, *jax.vmap(env.step)(spied.primitive(acted), primitive_action), action=latent, t=t
+        )
         action = jax.vmap(jax.random.categorical)(keys, spy.prediction.action.logits)
         moved, _ = jax.vmap(env.step)(before.controlled.env, action)
         return after, seen, spy.prediction.action.logits, moved.agent
@@ -219,6 +222,7 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
         state, seen, here, agent = step(keys[t + 1], state, latents[:, t], jnp.int32(t))
         np.testing.assert_array_equal(state.controlled.env.agent, agent)
         logits.append(here)
+    observation.append(seen.timestep.observation)
     stack = lambda parts: np.stack(jax.device_get(parts), 1)
     observation, logits, decide, alive = map(stack, (observation, logits, decide, alive))
 
@@ -231,7 +235,9 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
         beta = jax.vmap(metacontroller.switch, 1, 1)(e, past, before).at[:, 0].set(1.0)
         return backbone.unroll_upper(metacontroller.control(e, latents), first).action.logits, beta
 
-    expected, beta = jax.device_get(offline(observation))
+    expected, beta = jax.device_get(offline(observation[:, :-1]))
+    after = jax.jit(backbone.unroll_lower)(observation, episode_starts(BATCH, env.horizon + 1))[:, -1]
+    assert_close(state.controlled.e, after)  # what is read after the last step, too
     assert_close(logits[alive], expected[alive])
     assert (np.abs(beta - 0.5) > 1e-4).all()  # none so near the threshold that rounding could decide
     np.testing.assert_array_equal(decide, (beta >= 0.5) & alive)

@@ -1,0 +1,163 @@
+"""What a configuration must satisfy beyond its types, checked before any work."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from internal_rl.config import Config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the remedy."""
+
+
+STAGES = ("collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce", "report")
+CHOICES = {
+    "until": STAGES,
+    "env.observation": ("allocentric", "egocentric", "egocentric_hidden"),
+    "collect.noise_kind": ("none", "epsilon", "injection"),
+    "model.mixer": ("hawk", "transformer"),
+    "model.action_std": ("constant", "state"),
+    "metacontroller.embedder": ("gru", "hawk"),
+    "policy.mixer": ("gru", "hawk"),
+    "tracker.wandb": ("auto", "online", "offline", "disabled"),
+}
+OPTIMISERS = (
+    "pretrain.optim", "controllers.optim", "discover.optim", "propose.optim", "propose.keep_optim", "reinforce.optim",
+    "expert.optim",
+)  # fmt: skip
+METACONTROLLER_WIDTHS = ("history", "embedding", "encoder", "switch", "hypernetwork")
+POSITIVE = {
+    "env": ("size", "num_colours", "horizon"),
+    "collect": ("episodes", "valid_episodes", "expert_episodes", "shard_episodes"),
+    "expert": ("steps", "num_ants", "unroll", "width", "epochs", "minibatches"),
+    "model": ("depth", "width", "mlp_width", "num_heads"),
+    "pretrain": ("steps", "batch_size", "valid_every"),
+    "controllers": ("steps", "rank", "batch_size", "episodes", "trials"),
+    "metacontroller": ("latent", *(f"{of}_width" for of in METACONTROLLER_WIDTHS)),
+    "discover": ("steps", "batch_size", "num_buckets", "valid_every"),
+    "reinforce": ("episodes", "batch_size", "epochs", "minibatches", "max_decisions", "num_seeds", "test_episodes"),
+    "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise"),
+    "policy": ("width", "mlp_width", "num_heads", "initial_std", "gain"),
+    "tracker": ("log_every",),
+}
+
+
+def validate(config: "Config") -> "Config":
+    """Return `config` if it can be run; raise ConfigError naming the key and the remedy otherwise."""
+
+    def value(path: str) -> Any:
+        node: Any = config
+        for part in path.split("."):
+            node = getattr(node, part)
+        return node
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(message)
+
+    for path, choices in CHOICES.items():
+        require(value(path) in choices, f"{path}={value(path)!r} is not one of {', '.join(choices)}")
+    for path in ("checkpoint_every", *(f"{part}.{key}" for part, keys in POSITIVE.items() for key in keys)):
+        require(value(path) > 0, f"{path}={value(path)} must be positive")
+    for path in ("time_limit", "collect.max_steps"):
+        require(value(path) is None or value(path) > 0, f"{path}={value(path)} must be positive, or null")
+    for path in ("seed", "metacontroller.rank", *(f"discover.{key}" for key in ("recovery", "tolerance"))):
+        require(value(path) >= 0, f"{path}={value(path)} must not be negative")
+    model, collect, discover, reinforce = config.model, config.collect, config.discover, config.reinforce
+    for path in OPTIMISERS:
+        rate = value(f"{path}.learning_rate")
+        require(rate > 0, f"{path}.learning_rate={rate} must be positive")
+        trains_base = path in ("pretrain.optim", "reinforce.optim") or (path == "discover.optim" and discover.cotrain)
+        for key in (f"{path}.embedding_learning_rate", f"{path}.muon_learning_rate"):
+            require(value(key) is None or value(key) > 0, f"{key}={value(key)} must be positive, or null")
+            require(value(key) is None or trains_base, f"{key}={value(key)} is for the base model only; leave it null")
+    require(
+        0 < model.control_layer < model.depth,
+        f"model.control_layer={model.control_layer} must leave blocks on both sides: 1 to {model.depth - 1}",
+    )
+    for name, part in (("model", model), ("policy", config.policy)):
+        require(
+            part.mixer != "hawk" or part.width % part.num_heads == 0,
+            f"{name}.num_heads={part.num_heads} must divide {name}.width={part.width}",
+        )
+    require(0 <= collect.noise < 1, f"collect.noise={collect.noise} is a probability in [0, 1)")
+    require(
+        (collect.noise > 0) == (collect.noise_kind != "none"),
+        f"collect.noise={collect.noise} and collect.noise_kind={collect.noise_kind} disagree; "
+        "set noise_kind to epsilon or injection together with noise > 0",
+    )
+    require(0 <= collect.detours < 1, f"collect.detours={collect.detours} is a share in [0, 1)")
+    require(
+        collect.detours == 0 or collect.noise_kind == "injection",
+        f"collect.detours={collect.detours} needs collect.noise_kind=injection: the label is not what is executed",
+    )
+    steps = collect.max_steps or config.env.horizon
+    require(steps <= config.env.horizon, f"collect.max_steps={steps} exceeds env.horizon={config.env.horizon}")
+    require(
+        config.pretrain.row_length == 0 or config.pretrain.row_length >= steps,
+        f"pretrain.row_length={config.pretrain.row_length} is shorter than an episode ({steps} steps); "
+        "raise it or set 0 for one episode a row",
+    )
+    require(
+        reinforce.episodes % reinforce.batch_size == 0,
+        f"reinforce.episodes={reinforce.episodes} must be a multiple of reinforce.batch_size={reinforce.batch_size}",
+    )
+    require(
+        reinforce.batch_size % reinforce.minibatches == 0,
+        f"reinforce.minibatches={reinforce.minibatches} must divide reinforce.batch_size={reinforce.batch_size}",
+    )
+    propose = config.propose
+    require(
+        0 <= propose.experts <= propose.candidates,
+        f"propose.experts={propose.experts} must be 0 (no proposal) to propose.candidates={propose.candidates}",
+    )
+    require(0 <= discover.splice <= 1, f"discover.splice={discover.splice} is a share in [0, 1]")
+    require(0 <= propose.least_support <= 1, f"propose.least_support={propose.least_support} is a share in [0, 1]")
+    policy = config.policy
+    require(
+        propose.experts > 0 or (policy.gain == 1 and not policy.train_experts),
+        f"policy.gain={policy.gain} and policy.train_experts={policy.train_experts} need a proposal; "
+        "set propose.experts, or leave them at 1 and false",
+    )
+    require(
+        propose.experts == 0 or policy.train_experts or reinforce.optim.weight_decay == 0,
+        f"reinforce.optim.weight_decay={reinforce.optim.weight_decay} would shrink the proposal's experts; set it to 0",
+    )
+    noise = discover.noise
+    require(noise is None or 0 <= noise < 1, f"discover.noise={noise} is a probability in [0, 1), or null")
+    require(
+        noise in (None, 0) or collect.noise_kind != "none",
+        f"discover.noise={noise} needs collect.noise_kind to say which kind of noise it is",
+    )
+    require(
+        not discover.mean_actions or discover.noise == 0,
+        f"discover.mean_actions needs discover.noise=0 (it is {discover.noise}): D* is then a dataset of its own",
+    )
+    memory, lag = config.metacontroller.embedder_memory, config.metacontroller.embedding_lag
+    require(memory >= 2, f"metacontroller.embedder_memory={memory} is less than 2, what a unit remembers unless told")
+    require(lag is None or lag >= 0, f"metacontroller.embedding_lag={lag} must not be negative")
+    require(
+        config.metacontroller.embedder == "gru" or (memory == 2 and lag is None),
+        "metacontroller.embedder_memory and metacontroller.embedding_lag need metacontroller.embedder=gru",
+    )
+    require(
+        discover.recovery == 0 or not config.metacontroller.force_switch,
+        f"discover.recovery={discover.recovery} does nothing to a forced switch; set it to 0",
+    )
+    require(
+        discover.curriculum_delay + discover.curriculum_ramp == 0 or lag is not None or discover.recovery > 0,
+        f"discover.curriculum_delay={discover.curriculum_delay} and curriculum_ramp={discover.curriculum_ramp} lead to "
+        "nothing: set metacontroller.embedding_lag or discover.recovery",
+    )
+    expert = config.expert
+    require(
+        expert.steps >= expert.num_ants * expert.unroll,
+        f"expert.steps={expert.steps} is less than one update, expert.num_ants * expert.unroll = "
+        f"{expert.num_ants * expert.unroll}",
+    )
+    require(
+        expert.num_ants * expert.unroll % expert.minibatches == 0,
+        f"expert.minibatches={expert.minibatches} must divide expert.num_ants * expert.unroll = "
+        f"{expert.num_ants * expert.unroll}",
+    )
+    return config
