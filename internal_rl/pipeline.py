@@ -48,9 +48,11 @@ def run_stages(run: Run, stages: tuple[str, ...] = STAGES) -> None:
 
 def _check_order(run: Run, stages: tuple[str, ...]) -> None:
     for position, stage in enumerate(stages):
+        if run.result(stage) is not None:
+            continue
         proposal = ("propose",) if run.config.propose.experts and stage in ("transitions", "reinforce") else ()
         for needed in (*AFTER.get(stage, ()), *proposal):
-            if run.result(stage) is None and run.result(needed) is None and needed not in stages[:position]:
+            if needed not in stages[:position] and run.result(needed) is None:
                 raise ConfigError(
                     f"{stage} needs {needed}, which {run.directory} has not finished; run scripts/pipeline.py "
                     f"until={needed} with the same settings first"
