@@ -195,6 +195,21 @@ def test_the_expert_of_each_dataset(config: Config) -> None:
     assert seen(means, 0.0) == (0.0, "none", 0.0, True)
 
 
+def test_draws_are_not_taken_for_means(
+    config: Config, env: GridWorld, tmp_path: Path, imperfect_generator: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A D* whose labels were drawn is not kept for a run that asks for the expert's mean actions."""
+    expert = collect.make_expert(env, config)
+    monkeypatch.setattr(collect, "make_expert", lambda *_: expert)
+    draws = replace(config, discover=replace(config.discover, noise=0.0))
+    means = replace(config, discover=replace(config.discover, noise=0.0, mean_actions=True))
+    calls = []
+    for settings in (draws, draws, means):
+        collect.collect_split(settings, env, tmp_path / "star", "star")
+        calls.append(len(imperfect_generator))
+    assert calls[0] == calls[1] == calls[2] / 2 > 0
+
+
 @pytest.mark.usefixtures("one_generator")
 def test_on_the_fly_batches_are_a_pure_function_of_seed_and_step(config: Config, env: GridWorld) -> None:
     batch, again, other = (collect.OnTheFly(config, env, EPISODES, None, seed) for seed in (0, 0, 1))

@@ -209,11 +209,10 @@ def test_unusable_episodes_change_nothing(internal: tuple[Learner, Frozen, Calla
     episodes = jax.jit(learner.play, static_argnums=3)(state.params, frozen, jax.random.key(1), 128)
     assert 1 < episodes.success.sum() < 127
     learn, broken = jax.jit(learner.learn), jnp.arange(128) == 5
-    other = replace(
-        episodes,
-        returns=episodes.returns.at[5].set(50.0),
-        decisions=replace(episodes.decisions, action=episodes.decisions.action.at[5].add(3.0)),
-    )
+    action, mask = episodes.decisions.action.at[5].add(3.0), episodes.decisions.mask.at[5].set(True)
+    assert mask.sum() > episodes.decisions.mask.sum()
+    decisions = replace(episodes.decisions, action=action, mask=mask)
+    other = replace(episodes, returns=episodes.returns.at[5].set(50.0), decisions=decisions)
     whole, *cut = (
         learn(state, replace(each, usable=usable))[0].params
         for each, usable in ((episodes, ~broken | True), (episodes, ~broken), (other, ~broken))
