@@ -60,7 +60,7 @@ smoke: setup  ## every stage of the pipeline for a few steps, in a temporary dir
 	  $(PY) scripts/pipeline.py experiment=smoke run_dir="$$dir/smoke" $(ARGS)
 
 test: setup  ## the tests that take seconds
-	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow $(ARGS)
