@@ -60,10 +60,10 @@ smoke: setup  ## every stage of the pipeline for a few steps, in a temporary dir
 	  $(PY) scripts/pipeline.py experiment=smoke run_dir="$$dir/smoke" $(ARGS)
 
 test: setup  ## the tests that take seconds
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
-	$(PY) -m pytest -m slow $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow $(ARGS)
 
 lint: setup  ## style and formatting
 	$(PY) -m ruff check .

@@ -34,4 +34,5 @@ def setup() -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     cache = os.environ.get("INTERNAL_RL_COMPILE_CACHE", os.path.expanduser("~/.cache/internal_rl/jax"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1.0")
+    # Also the programs that compile in no time: a start runs some 500 of them, mostly one operation each.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -10,15 +10,7 @@ from internal_rl.experiment import open_run
 from internal_rl.pipeline import run_stages
 
 
-@pytest.fixture
-def quick_compilation(monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_every_stage_runs_at_full_width(tmp_path, quick_compilation):
+def test_every_stage_runs_at_full_width(tmp_path):
     summary, lines = check_every_stage(tmp_path, steps=2, batch=2, horizon=24)
     assert summary["expert"]["success_posttraining"] == 0  # it cannot be done by then
     endings = [line["ending_horizon"] for line in lines if line["stage"] == "internal_rl"]

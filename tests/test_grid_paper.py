@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from internal_rl.config import Config, compose
@@ -33,16 +32,7 @@ def run_paper_preset(directory, steps: int, batch: int | None) -> tuple[Config, 
     return config, json.loads((directory / "summary.json").read_text())
 
 
-@pytest.fixture
-def quick_compilation(monkeypatch):
-    """Two steps of a stage compile far longer than they run, here and in the workers of RL."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_every_stage_runs_at_full_width(tmp_path, quick_compilation):
+def test_every_stage_runs_at_full_width(tmp_path):
     check_every_stage(tmp_path, steps=2, batch=2)
 
 

@@ -1,15 +1,6 @@
-import jax
 import pytest
 
 from envs.gridworld import GridWorld
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These tests compile far longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

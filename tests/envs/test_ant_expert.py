@@ -24,13 +24,6 @@ STANDING = np.array([0, 0, 0.75, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1], np.float
 OBJECTS = [0, 4, 5]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def world() -> AntWorld:
     return AntWorld(size=3, num_colours=2, num_walls=1, horizon=300, tasks="0-1,1-0", physics="native")

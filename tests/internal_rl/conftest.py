@@ -1,6 +1,6 @@
 """Tiny worlds, configurations and models that the tests of internal_rl share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -39,14 +39,6 @@ METACONTROLLER = MetacontrollerConfig(
     hypernetwork_width=7,
     rank=2,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """Most functions here run once: compiling them well would cost far more than it gains."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,17 @@
+"""What holds for all tests."""
+
+import os
+
+import pytest
+
+from internal_rl import runtime
+
+# Most programs here run once: compiling them well would cost far more than it gains. Set before JAX is imported, and
+# inherited by the scripts that tests start. The slow tests run long enough for the contrary (`make test-slow`).
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+runtime.setup()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: the processes that share the tests then end together."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
