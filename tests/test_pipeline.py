@@ -43,7 +43,7 @@ def test_summary_has_every_promised_key(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     promised = {
         "base": {"nll", "bayes_nll", "oracle_nll"},
-        "controllers": {"nll", "success", "by_transition"},
+        "controllers": {"nll", "success", "by_transition", "trials"},
         "discovery": {"switch_f1", "mid_share", "nll", "nll_permuted", "nll_zero", "nll_prior", "code_accuracy"},
         "internal_rl": {"task", "episodes", "success"},
         "raw_rl": {"task", "episodes", "success"},

@@ -323,6 +323,14 @@ def test_transition_shares_average_repeats_and_skip_seen_ones() -> None:
     assert transition_shares({}, {}) == {}
 
 
+def test_a_share_of_hardly_any_episode_is_not_drawn() -> None:
+    measured = {
+        "by_transition": {"0: start>0": 0.9, "1: 0>1": 0.02, "2: 1>2": 1.0},
+        "trials": {"0: start>0": 512, "1: 0>1": 461, "2: 1>2": 9},
+    }
+    assert transition_shares({}, measured) == {"supervised": {"0>1": 0.02}}
+
+
 @pytest.mark.filterwarnings("error::UserWarning")  # Matplotlib's, where a layout fails
 def test_gate_picture_of_few_episodes(tmp_path: Path) -> None:
     """During training: float beta, one episode without a change and one of a single step."""

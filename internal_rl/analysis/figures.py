@@ -60,6 +60,7 @@ STYLE: dict[Any, Any] = {
 DPI = 150
 GATE_EPISODES = 6
 MAX_POINTS = 1_500  # of a scatter plot
+MIN_TRIALS = 10  # for a share to be drawn
 MAX_LABELLED_BARS = 24  # more do not leave room for their values
 
 Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]  # x, y
@@ -112,7 +113,8 @@ def between_groups(
 def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """{source: {"from>to": probability}} of the unseen transitions, the supervised controllers' among them.
 
-    Where no latents were measured: all transitions that the controllers were measured on.
+    Where no latents were measured: all transitions that the controllers were measured on. These play whole tasks:
+    a share of fewer than MIN_TRIALS episodes is left out.
     """
     measured = discovery.get("unseen_transitions") or {}
     shares = {name: dict(measured[name]) for name in TRANSITION_SOURCES if measured.get(name)}
@@ -120,6 +122,8 @@ def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, An
     supervised: dict[str, list[float]] = {}
     for key, share in (controllers.get("by_transition") or {}).items():
         position, transition = key.split(": ")  # "1: 0>1", a transition may come twice in a task
+        if controllers.get("trials", {}).get(key, MIN_TRIALS) < MIN_TRIALS:
+            continue
         if share is not None and position != "0" and (not unseen or transition in unseen):
             supervised.setdefault(transition, []).append(share)
     if supervised:

@@ -121,12 +121,12 @@ def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key:
 def measure(
     env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int
 ) -> dict[str, Any]:
-    """Success of the true-goal controllers on the tasks of `env`, and for each of their transitions the share of
-    the episodes that reached it and then made it, under "position: from>to"; and what the environment says of how
-    they ended."""
+    """Success of the true-goal controllers on the tasks of `env`; for each of their transitions, under
+    "position: from>to", how many episodes reached it (`trials`) and the share of these that made it; and what the
+    environment says of how the episodes ended."""
     last = _play(env, base_graph, base_params, params, key, episodes)
     pinpad, (_, endings) = jax.device_get(last.pinpad), jax.vmap(env.ending)(last)
-    task, by_transition = pinpad.task, {}
+    task, trials, by_transition = pinpad.task, {}, {}
     for position in range(task.shape[1]):
         before = task[:, position - 1] if position else np.full(len(task), -1)
         for pair in sorted(set(zip(before.tolist(), task[:, position].tolist(), strict=True))):
@@ -134,9 +134,11 @@ def measure(
             made = came & (pinpad.index > position)
             if pair[1] >= 0:
                 name = f"{position}: {pair[0] if position else 'start'}>{pair[1]}"
+                trials[name] = int(came.sum())
                 by_transition[name] = float(made.sum() / came.sum()) if came.any() else None
     return {
         "success": float((pinpad.index == pinpad.length).mean()),
         "by_transition": by_transition,
+        "trials": trials,
         **{name: float(share.mean()) for name, share in endings.items()},
     }

@@ -23,6 +23,7 @@ def test_transitions_of_several_tasks_by_hand(monkeypatch: pytest.MonkeyPatch) -
     assert found == {
         "success": 0.5,
         "by_transition": {"0: start>0": 1.0, "0: start>1": 0.5, "1: 0>1": 0.5, "1: 1>0": 1.0, "2: 0>1": 1.0},
+        "trials": {"0: start>0": 2, "0: start>1": 2, "1: 0>1": 2, "1: 1>0": 1, "2: 0>1": 1},
         "ending_wall": 0.25,
     }
 
@@ -32,4 +33,5 @@ def test_a_transition_that_nobody_came_to_has_no_rate(monkeypatch: pytest.Monkey
     monkeypatch.setattr(controllers, "_play", lambda *_: last)
     env = SimpleNamespace(ending=lambda last: (True, {}))
     found = controllers.measure(env, None, None, None, jax.random.key(0), 1)  # type: ignore[arg-type]
+    assert found.pop("trials") == {"0: start>0": 1, "1: 0>1": 0}
     assert found == {"success": 0.0, "by_transition": {"0: start>0": 0.0, "1: 0>1": None}}
