@@ -122,9 +122,8 @@ def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, An
     supervised: dict[str, list[float]] = {}
     for key, share in (controllers.get("by_transition") or {}).items():
         position, transition = key.split(": ")  # "1: 0>1", a transition may come twice in a task
-        if controllers.get("trials", {}).get(key, MIN_TRIALS) < MIN_TRIALS:
-            continue
-        if share is not None and position != "0" and (not unseen or transition in unseen):
+        enough = controllers.get("trials", {}).get(key, MIN_TRIALS) >= MIN_TRIALS  # older runs did not count them
+        if share is not None and enough and position != "0" and (not unseen or transition in unseen):
             supervised.setdefault(transition, []).append(share)
     if supervised:
         shares["supervised"] = {name: float(np.mean(values)) for name, values in supervised.items()}
