@@ -99,7 +99,12 @@ class GridExpert:
     def yardsticks(
         self, plan: GridPlan, start: GridState, targets: jax.Array, labels: jax.Array
     ) -> dict[str, jax.Array]:
-        """The Bayes filter's. targets: the cells of the episode's T + 1 steps; labels: [T]."""
+        """The Bayes filter's. targets: the cells of the episode's T + 1 steps; labels: [T].
+
+        None for observations that do not tell where on a random layout the agent is: the filter knows its cell.
+        """
+        if self.env.observation_kind == "egocentric_hidden" and not self.env.num_maps:
+            return {}
         return {"bayes_log_prob": self.bayes_log_prob(plan, start.objects, targets, labels)}
 
     def bayes_log_prob(self, plan: GridPlan, objects: jax.Array, cells: jax.Array, labels: jax.Array) -> jax.Array:

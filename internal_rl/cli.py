@@ -12,12 +12,14 @@ def hydra_main(work: Callable[[Config], None]) -> None:
     """Run `work` with the config composed from conf/ and the command line (Hydra's syntax, --multirun included).
 
     A bad setting ends in one line on stderr and exit status 2, before any work; so does a file of the run that is
-    missing or damaged. Anything else is an error of the program and keeps its traceback.
+    missing or damaged. A stop ends in one line, too: status 3 on SIGTERM or at the time limit, 130 on Ctrl-C. Anything
+    else is an error of the program and keeps its traceback.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
     from internal_rl.checkpoint import CheckpointError
+    from internal_rl.train_loop import Interrupted
     from internal_rl.trajectories import DatasetError
 
     config_module.register()
@@ -36,6 +38,12 @@ def hydra_main(work: Callable[[Config], None]) -> None:
         except (ConfigError, CheckpointError, DatasetError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(3)
+        except KeyboardInterrupt:
+            print("stopped; run the same command to continue", file=sys.stderr)
+            sys.exit(130)
 
     compose()
 
@@ -46,7 +54,7 @@ def run_stage_script(*stages: str) -> None:
     def work(config: Config) -> None:
         from internal_rl.experiment import open_run
         from internal_rl.pipeline import run_stages
-        from internal_rl.train_loop import Interrupted, interrupt_after
+        from internal_rl.train_loop import interrupt_after
 
         if config.dry_run:
             from internal_rl.dry_run import describe
@@ -55,11 +63,7 @@ def run_stage_script(*stages: str) -> None:
             return
         if config.time_limit is not None:
             interrupt_after(config.time_limit)
-        try:
-            every = STAGES[: STAGES.index(config.until) + 1] + STAGES[-1:]
-            run_stages(open_run(config), stages or tuple(dict.fromkeys(every)))
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(3)
+        every = STAGES[: STAGES.index(config.until) + 1] + STAGES[-1:]
+        run_stages(open_run(config), stages or tuple(dict.fromkeys(every)))
 
     hydra_main(work)

@@ -169,7 +169,7 @@ class ProposeConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    mixer: str = "gru"  # gru, hawk (the paper's SSM block)
+    mixer: str = "gru"  # gru, hawk (the paper has an SSM block)
     width: int = 64
     mlp_width: int = 64
     num_heads: int = 1

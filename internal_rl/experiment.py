@@ -124,7 +124,7 @@ def open_run(config: Config) -> Run:
     """
     directory = Path(config.run_dir) if config.run_dir else default_directory(config)
     run, path = Run(config, directory), directory / "config.json"
-    _ = run.env, run.post_env  # an impossible world is refused before anything is written
+    check_worlds(run)  # before anything is written
     if path.exists():
         saved = config_module.load(path)
         for key, old, new in _differences(saved, config):
@@ -138,6 +138,21 @@ def open_run(config: Config) -> Run:
         directory.mkdir(parents=True, exist_ok=True)
         config_module.save(config, path)
     return run
+
+
+def check_worlds(run: Run) -> None:
+    """Raises ConfigError if there is no such world, or no such expert in it, or a task with more colours than
+    `reinforce.max_decisions`, of which each takes a decision."""
+    from internal_rl.stages.collect import make_expert  # stages are built on runs
+
+    for noise in {None, run.config.discover.noise}:
+        make_expert(run.env, run.config, noise)
+    length, most = run.post_env.tasks.length, run.config.reinforce.max_decisions
+    if length > most:
+        raise ConfigError(
+            f"reinforce.max_decisions={most} is less than the {length} colours of env.post_tasks="
+            f"{run.config.env.post_tasks}; raise it"
+        )
 
 
 def load_run(directory: str | Path, **env: Any) -> Run:

@@ -1,4 +1,8 @@
-"""The one list of metric names, their x-axes and meanings."""
+"""The one list of metric names, their x-axes and meanings; and what several of them come to."""
+
+from collections.abc import Mapping
+
+import numpy as np
 
 _ENDINGS = {  # of the ant
     f"ending_{name}": f"share of the episodes that ended so: {name}"
@@ -9,7 +13,7 @@ _RL_METRICS = {
     "return_mean": "mean undiscounted return of an episode",
     "episode_length": "mean primitive steps of an episode",
     "num_switches": "mean switches (decisions of the policy) of an episode",
-    "approx_kl": "approximate KL from the policy that collected the batch to the updated one, nats",
+    "approx_kl": "approximate KL from the policy that collected the batch to that of the last pass over it, nats",
     "clip_fraction": "share of decisions whose probability ratio is clipped",
     "policy_std": "mean standard deviation of the policy's Gaussian",
     "grad_norm": "global gradient norm before clipping",
@@ -44,7 +48,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "controllers/valid_nll": ("step", "the same on held-out episodes"),
     "controllers/steps_per_second": ("step", "gradient steps per second of wall time, evaluation included"),
     "discover/loss": ("step", "NLL + alpha KL"),
-    "discover/nll": ("step", "action NLL of the steered base, nats a step"),
+    "discover/nll": ("step", "action NLL of the steered base in training (on D*), nats a step"),
     "discover/kl": ("step", "KL of the posterior of z from the prior, nats a step"),
     "discover/kl_per_episode": ("step", "the same KL summed over an episode, nats"),
     "discover/alpha": ("step", "weight of the KL"),
@@ -53,15 +57,15 @@ METRICS: dict[str, tuple[str, str]] = {
     "discover/switch_f1": ("step", "F1 of the switches against the expert's, within discover.tolerance steps"),
     "discover/random_f1": ("step", "F1 of random switches of equal rate"),
     "discover/mid_share": ("step", "share of steps whose beta lies in (0.1, 0.9)"),
-    "discover/valid_nll": ("step", "action NLL of the steered base on held-out episodes, nats a step"),
+    "discover/valid_nll": ("step", "action NLL of the steered base on held-out episodes of D, nats a step"),
     "discover/nll_zero": ("step", "held-out NLL with z = 0"),
-    "discover/nll_permuted": ("step", "held-out NLL with z taken from another episode"),
+    "discover/nll_permuted": ("step", "held-out NLL with z taken from another episode, as long as that lasts"),
     "discover/nll_prior": ("step", "held-out NLL with z drawn from the prior"),
     "discover/nll_same_code": ("step", "held-out NLL with z from another episode's segment of the same subgoal"),
     "discover/nll_first_code": ("step", "the same with z from the first segment of another episode"),
     "discover/bayes_nll": ("step", "action NLL of the Bayes filter over tasks on the same episodes"),
     "discover/oracle_nll": ("step", "action NLL of the expert that knows the task on the same episodes"),
-    "discover/base_nll": ("step", "action NLL of the frozen base alone on the same episodes"),
+    "discover/base_nll": ("step", "action NLL of the pretrained base alone on the same episodes"),
     "discover/grad_norm": ("step", "global gradient norm before clipping"),
     "discover/steps_per_second": ("step", "gradient steps per second of wall time"),
     **{
@@ -79,3 +83,8 @@ METRICS: dict[str, tuple[str, str]] = {
     **{f"internal_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
     **{f"raw_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
 }
+
+
+def geometric_mean(rates: Mapping[str, float]) -> float:
+    """Geometric mean of probabilities, zero counted as 1e-4; NaN of none."""
+    return float(np.exp(np.log(np.maximum(list(rates.values()), 1e-4)).mean())) if rates else float("nan")

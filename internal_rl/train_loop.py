@@ -32,8 +32,11 @@ class TrainState:
     step: jax.Array
 
 
-class Interrupted(RuntimeError):
-    """The run was asked to stop and has saved its state; the same command continues it."""
+class Interrupted(BaseException):
+    """The run was asked to stop and has saved its state; the same command continues it.
+
+    No Exception: a time limit that fires while W&B is being called must not pass for a failure of W&B.
+    """
 
 
 def make_optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:

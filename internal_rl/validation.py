@@ -1,5 +1,6 @@
 """What a configuration must satisfy beyond its types, checked before any work."""
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ class ConfigError(ValueError):
 STAGES = ("collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce", "report")
 CHOICES = {
     "until": STAGES,
-    "env.observation": ("allocentric", "egocentric", "egocentric_hidden"),
     "collect.noise_kind": ("none", "epsilon", "injection"),
     "model.mixer": ("hawk", "transformer"),
     "model.action_std": ("constant", "state"),
@@ -27,19 +27,44 @@ OPTIMISERS = (
 )  # fmt: skip
 METACONTROLLER_WIDTHS = ("history", "embedding", "encoder", "switch", "hypernetwork")
 POSITIVE = {
-    "env": ("size", "num_colours", "horizon"),
+    "env": ("size", "num_colours", "horizon", "cell_size", "frame_skip"),
     "collect": ("episodes", "valid_episodes", "expert_episodes", "shard_episodes"),
-    "expert": ("steps", "num_ants", "unroll", "width", "epochs", "minibatches"),
-    "model": ("depth", "width", "mlp_width", "num_heads"),
+    "expert": ("steps", "num_ants", "unroll", "width", "epochs", "minibatches", "clip", "initial_std"),
+    "model": ("depth", "width", "mlp_width", "num_heads", "head_width", "scale"),
     "pretrain": ("steps", "batch_size", "valid_every"),
     "controllers": ("steps", "rank", "batch_size", "episodes", "trials"),
     "metacontroller": ("latent", *(f"{of}_width" for of in METACONTROLLER_WIDTHS)),
     "discover": ("steps", "batch_size", "num_buckets", "valid_every"),
-    "reinforce": ("episodes", "batch_size", "epochs", "minibatches", "max_decisions", "num_seeds", "test_episodes"),
-    "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise"),
+    "reinforce": (
+        "episodes", "batch_size", "epochs", "minibatches", "clip", "max_decisions", "num_seeds", "test_episodes"
+    ),
+    "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise", "initial_noise"),
     "policy": ("width", "mlp_width", "num_heads", "initial_std", "gain"),
     "tracker": ("log_every",),
+    **dict.fromkeys(OPTIMISERS, ("learning_rate",)),
+}  # fmt: skip
+POSITIVE_OR_NULL = {
+    "collect": ("max_steps",),
+    "model": ("embedding_variance",),
+    **dict.fromkeys(OPTIMISERS, ("clip", "embedding_learning_rate", "muon_learning_rate")),
 }
+NOT_NEGATIVE = {
+    "env": ("num_walls", "num_maps", "first_map"),
+    "collect": ("noise",),
+    "pretrain": ("row_length", "next_observation_weight"),
+    "model": ("scale_last",),
+    "metacontroller": ("rank", "hypernetwork_scale"),
+    "discover": ("alpha", "alpha_delay", "alpha_ramp", "recovery", "curriculum_delay", "curriculum_ramp", "tolerance"),
+    "expert": ("failure_penalty", "control_cost", "noise", "entropy", "value_weight"),
+    **dict.fromkeys(OPTIMISERS, ("weight_decay", "warmup_steps", "final_fraction")),
+}
+SHARES = {  # 0 to 1, both included
+    "pretrain": ("history_dropout",),
+    "discover": ("splice",),
+    "propose": ("least_support",),
+    "expert": ("gamma", "gae_lambda"),
+}
+BELOW_ONE = {"collect": ("detours",), **dict.fromkeys(OPTIMISERS, ("b1", "b2"))}  # from 0 on
 
 
 def validate(config: "Config") -> "Config":
@@ -55,21 +80,25 @@ def validate(config: "Config") -> "Config":
         if not condition:
             raise ConfigError(message)
 
+    def paths(keys: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+        return (f"{part}.{key}" for part in keys for key in keys[part])
+
     for path, choices in CHOICES.items():
         require(value(path) in choices, f"{path}={value(path)!r} is not one of {', '.join(choices)}")
-    for path in ("checkpoint_every", *(f"{part}.{key}" for part, keys in POSITIVE.items() for key in keys)):
+    for path in ("checkpoint_every", *paths(POSITIVE)):
         require(value(path) > 0, f"{path}={value(path)} must be positive")
-    for path in ("time_limit", "collect.max_steps"):
+    for path in ("time_limit", *paths(POSITIVE_OR_NULL)):
         require(value(path) is None or value(path) > 0, f"{path}={value(path)} must be positive, or null")
-    for path in ("seed", "metacontroller.rank", *(f"discover.{key}" for key in ("recovery", "tolerance"))):
+    for path in ("seed", *paths(NOT_NEGATIVE)):
         require(value(path) >= 0, f"{path}={value(path)} must not be negative")
+    for path in paths(SHARES):
+        require(0 <= value(path) <= 1, f"{path}={value(path)} is a share in [0, 1]")
+    for path in paths(BELOW_ONE):
+        require(0 <= value(path) < 1, f"{path}={value(path)} must lie in [0, 1)")
     model, collect, discover, reinforce = config.model, config.collect, config.discover, config.reinforce
     for path in OPTIMISERS:
-        rate = value(f"{path}.learning_rate")
-        require(rate > 0, f"{path}.learning_rate={rate} must be positive")
         trains_base = path in ("pretrain.optim", "reinforce.optim") or (path == "discover.optim" and discover.cotrain)
         for key in (f"{path}.embedding_learning_rate", f"{path}.muon_learning_rate"):
-            require(value(key) is None or value(key) > 0, f"{key}={value(key)} must be positive, or null")
             require(value(key) is None or trains_base, f"{key}={value(key)} is for the base model only; leave it null")
     require(
         0 < model.control_layer < model.depth,
@@ -80,13 +109,11 @@ def validate(config: "Config") -> "Config":
             part.mixer != "hawk" or part.width % part.num_heads == 0,
             f"{name}.num_heads={part.num_heads} must divide {name}.width={part.width}",
         )
-    require(0 <= collect.noise < 1, f"collect.noise={collect.noise} is a probability in [0, 1)")
     require(
         (collect.noise > 0) == (collect.noise_kind != "none"),
         f"collect.noise={collect.noise} and collect.noise_kind={collect.noise_kind} disagree; "
         "set noise_kind to epsilon or injection together with noise > 0",
     )
-    require(0 <= collect.detours < 1, f"collect.detours={collect.detours} is a share in [0, 1)")
     require(
         collect.detours == 0 or collect.noise_kind == "injection",
         f"collect.detours={collect.detours} needs collect.noise_kind=injection: the label is not what is executed",
@@ -111,8 +138,6 @@ def validate(config: "Config") -> "Config":
         0 <= propose.experts <= propose.candidates,
         f"propose.experts={propose.experts} must be 0 (no proposal) to propose.candidates={propose.candidates}",
     )
-    require(0 <= discover.splice <= 1, f"discover.splice={discover.splice} is a share in [0, 1]")
-    require(0 <= propose.least_support <= 1, f"propose.least_support={propose.least_support} is a share in [0, 1]")
     policy = config.policy
     require(
         propose.experts > 0 or (policy.gain == 1 and not policy.train_experts),
@@ -124,7 +149,7 @@ def validate(config: "Config") -> "Config":
         f"reinforce.optim.weight_decay={reinforce.optim.weight_decay} would shrink the proposal's experts; set it to 0",
     )
     noise = discover.noise
-    require(noise is None or 0 <= noise < 1, f"discover.noise={noise} is a probability in [0, 1), or null")
+    require(noise is None or noise >= 0, f"discover.noise={noise} must not be negative, or null")
     require(
         noise in (None, 0) or collect.noise_kind != "none",
         f"discover.noise={noise} needs collect.noise_kind to say which kind of noise it is",
@@ -139,6 +164,11 @@ def validate(config: "Config") -> "Config":
     require(
         config.metacontroller.embedder == "gru" or (memory == 2 and lag is None),
         "metacontroller.embedder_memory and metacontroller.embedding_lag need metacontroller.embedder=gru",
+    )
+    require(
+        not config.metacontroller.force_switch or reinforce.max_decisions >= config.env.horizon,
+        f"reinforce.max_decisions={reinforce.max_decisions}: with metacontroller.force_switch every step is a "
+        f"decision, and later ones would not be learned from; set it to env.horizon={config.env.horizon}",
     )
     require(
         discover.recovery == 0 or not config.metacontroller.force_switch,

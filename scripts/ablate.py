@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from internal_rl.config import ConfigError, compose
 from internal_rl.jobs import Job, run_on_cores
+from internal_rl.metrics import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 Rows = dict[str, list[str]]
@@ -53,17 +54,12 @@ def finished(run: Path, until: str) -> bool:
     return until != "reinforce" or bool(json.loads(summary.read_text())["internal_rl"]["success"])
 
 
-def geometric(rates: dict[str, float]) -> float:
-    """Geometric mean, zero counted as 1e-4; NaN of nothing."""
-    return float(np.exp(np.log(np.maximum(list(rates.values()), 1e-4)).mean())) if rates else float("nan")
-
-
 def _unseen(source: str) -> Callable[[dict], float]:
-    return lambda summary: geometric(summary["discovery"]["unseen_transitions"].get(source, {}))
+    return lambda summary: geometric_mean(summary["discovery"]["unseen_transitions"].get(source, {}))
 
 
 COLUMNS: dict[str, Callable[[dict], float]] = {
-    "base NLL - Bayes": lambda s: s["base"]["nll"] - s["base"]["bayes_nll"],
+    "base NLL - Bayes": lambda s: s["base"]["nll"] - s["base"].get("bayes_nll", np.nan),  # none is known for the ant
     "controllers": lambda s: s["controllers"]["success"],
     "switch F1": lambda s: s["discovery"]["switch_f1"],
     "mid share": lambda s: s["discovery"]["mid_share"],

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-SOLVED = 0.6  # a run counts as a success from this share of the expert's success on
+from internal_rl.analysis.report import SOLVED
+from internal_rl.metrics import geometric_mean
+
 COLUMNS = (
     "run", "task", "base NLL - Bayes", "- oracle", "controllers", "switch F1", "mid share", "unseen at start",
     "internal RL", "its seeds", "raw RL", "expert", "internal RL / expert",
@@ -22,8 +24,7 @@ PICTURES = ("success.png", "transitions.png", "gates.png", "rollout.gif")
 
 def _unseen(summary: dict) -> str:
     """Geometric mean of the unseen transitions' rates under the latents that internal RL starts from."""
-    start = list(summary["discovery"].get("unseen_transitions", {}).get("start", {}).values())
-    return f"{np.exp(np.log(np.maximum(start, 1e-4)).mean()):.3f}" if start else ""
+    return _number(geometric_mean(summary["discovery"].get("unseen_transitions", {}).get("start", {})), 3)
 
 
 def _number(value: float, digits: int) -> str:

@@ -33,6 +33,10 @@ def main() -> None:
     changes = {"post_tasks": arguments.task, "map_seed": arguments.map_seed, "first_map": arguments.first_map}
     try:
         run = load_run(arguments.run_dir, **{key: value for key, value in changes.items() if value is not None})
+        if run.config.env.num_maps == 0 and (arguments.map_seed, arguments.first_map) != (None, None):
+            raise ConfigError(
+                "every episode of this run has a layout of its own: --map-seed and --first-map do nothing"
+            )
         learner, frozen = make_learner(run.config, run.post_env, run.directory, arguments.algorithm)
         play = learner.player()
         for rl_seed in range(run.config.reinforce.num_seeds):

@@ -22,7 +22,7 @@ def work(config: Config) -> None:
     from internal_rl.experiment import make_env, open_run
     from internal_rl.stages import expert
     from internal_rl.tracking import read_metrics
-    from internal_rl.train_loop import Interrupted, interrupt_after
+    from internal_rl.train_loop import interrupt_after
 
     if config.dry_run:
         raise ConfigError("dry_run=true is for scripts/pipeline.py; leave it out")
@@ -31,12 +31,8 @@ def work(config: Config) -> None:
         raise ConfigError(f"env.name={config.env.name}: only the ant has a trained expert; use experiment=ant_expert")
     if config.time_limit is not None:
         interrupt_after(config.time_limit)
-    try:
-        with run.tracker() as tracker:
-            expert.train(config.expert, run.env, config.seed, run.directory, tracker)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(3)
+    with run.tracker() as tracker:
+        expert.train(config.expert, run.env, config.seed, run.directory, tracker)
     expert_picture(read_metrics(run.directory), run.directory / "curve.png")
     for tasks in ("table_a2", config.env.post_tasks):
         world = make_env(config, tasks)

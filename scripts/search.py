@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from omegaconf import OmegaConf
 
 from internal_rl.config import ConfigError, compose
 from internal_rl.jobs import Job, run_on_cores
+from internal_rl.metrics import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,8 +42,8 @@ def suggest(trial: Any, space: dict[str, Any]) -> list[str]:
 def values(run: Path) -> tuple[float, float]:
     """(controllers' success, geometric mean of the unseen transitions) of a run; no success at all counts as 1e-4."""
     read = lambda stage: json.loads((run / "results" / f"{stage}.json").read_text())
-    start = read("transitions").get("start", {"none": 0.0})
-    return read("controllers")["success"], float(np.exp(np.log(np.maximum(list(start.values()), 1e-4)).mean()))
+    start = read("transitions").get("start") or {"none": 0.0}
+    return read("controllers")["success"], geometric_mean(start)
 
 
 def main() -> None:

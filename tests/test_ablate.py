@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 from pathlib import Path
 from types import ModuleType
 
@@ -59,6 +58,16 @@ def test_table_has_means_and_ranges(ablate, tmp_path):
     assert cells[-3:] == ["0.020 (0.020 to 0.020)", "0.500 (0.500 to 0.500)", "0.800 (0.800 to 0.800)"]
 
 
+def test_a_world_without_a_bayes_filter_has_a_row_too(ablate, tmp_path):
+    run = tmp_path / "lag_90" / "seed-0"
+    run.mkdir(parents=True)
+    ant = summary(-2.5, {}, [])
+    del ant["base"]["bayes_nll"]
+    (run / "summary.json").write_text(json.dumps(ant))
+    line = ablate.table({"lag 90": []}, tmp_path, [0]).splitlines()[-1]
+    assert [cell.strip() for cell in line.strip("|").split("|")][3:5] == ["", "0.750 (0.750 to 0.750)"]
+
+
 def test_the_page_names_what_made_its_runs(ablate, tmp_path):
     run = tmp_path / "recipe" / "seed-0"
     run.mkdir(parents=True)
@@ -67,11 +76,6 @@ def test_the_page_names_what_made_its_runs(ablate, tmp_path):
     text = (tmp_path / "page" / "README.md").read_text()
     assert "commits abc, an old laptop." in text
     assert text.endswith("the table\n")
-
-
-def test_geometric_mean(ablate):
-    assert ablate.geometric({"a": 0.0, "b": 1.0}) == pytest.approx(0.01)
-    assert math.isnan(ablate.geometric({}))
 
 
 def test_a_run_is_finished_when_its_summary_says_so(ablate, tmp_path):

@@ -10,15 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from internal_rl import experiment
-from internal_rl.config import ConfigError, compose, to_dict
+from internal_rl.analysis import transitions
+from internal_rl.config import ConfigError, compose, save, to_dict
 from internal_rl.experiment import Run, load_run, open_run
 from internal_rl.pipeline import summarise
 from internal_rl.reuse import READS, same_setting
-from internal_rl.stages.discover import load_metacontroller
+from internal_rl.stages.discover import Diagnostics, load_metacontroller
 from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import read_metrics
 from internal_rl.trajectories import load
@@ -208,6 +210,13 @@ def test_evaluate_on_another_task(run_dir):
     assert "env.num_colours > 9" in bad.stderr
 
 
+def test_evaluate_takes_no_pool_where_every_layout_is_new(tmp_path):
+    save(compose(["experiment=smoke", "env.num_maps=0"]), tmp_path / "config.json")
+    done = script("evaluate", str(tmp_path), "--map-seed", "1")
+    assert done.returncode == 1
+    assert "--map-seed and --first-map do nothing" in done.stderr
+
+
 def test_evaluate_says_which_seeds_have_not_finished(run_dir, tmp_path):
     unfinished = tmp_path / "run"
     shutil.copytree(run_dir, unfinished)
@@ -253,6 +262,68 @@ def test_an_error_of_the_program_keeps_its_traceback(tmp_path):
     )
     assert done.returncode == 1
     assert re.search(r"line 3, in work.*ValueError: shapes do not fit", done.stderr, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "message"),
+    [("KeyboardInterrupt()", 130, "stopped; run the same command"), ("Interrupted('saved')", 3, "saved")],
+)
+def test_a_stop_ends_in_one_line(tmp_path, stop, status, message):
+    (tmp_path / "stopped.py").write_text(
+        "from internal_rl.cli import hydra_main\n"
+        "from internal_rl.train_loop import Interrupted\n"
+        f"def work(config):\n    raise {stop}\n"
+        "hydra_main(work)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "stopped.py"), "experiment=smoke"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=500,
+    )
+    assert done.returncode == status
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_diagnostics_tell_the_pretrained_model_from_a_cotrained_one(run_dir):
+    run = load_run(run_dir)
+    base_graph, frozen, graphdef, params = load_metacontroller(run.config, run.env, run_dir)
+    diagnostics = Diagnostics(run.config, run.env, run_dir, base_graph, frozen, graphdef)
+    moved = jax.tree.map(lambda x: 1.5 * x, frozen)
+    before, after = (diagnostics.scores(base, params) for base in (frozen, moved))
+    assert before["base_nll"] == pytest.approx(run.result("pretrain")["nll"], abs=1e-5)
+    assert before["nll_zero"] == pytest.approx(before["base_nll"], abs=1e-5)  # no bias: no control
+    assert after["base_nll"] == before["base_nll"]
+    assert abs(after["nll_zero"] - before["nll_zero"]) > 1e-3
+
+    infer, padding = diagnostics.infer, ~diagnostics.batch.mask[..., None]
+    assert padding.any()
+
+    def poisoned(*parameters):
+        inference, log_prob = infer(*parameters)
+        return inference._replace(latent=np.where(padding, 100.0, inference.latent)), log_prob
+
+    diagnostics.infer = poisoned
+    assert diagnostics.scores(frozen, params)["nll_permuted"] == pytest.approx(before["nll_permuted"], abs=1e-5)
+
+
+def test_transitions_of_the_base_alone_are_those_of_the_pretrained_one(run_dir, monkeypatch):
+    run = load_run(run_dir)
+    base_graph, frozen, graphdef, params = load_metacontroller(run.config, run.env, run_dir)
+    monkeypatch.setattr(transitions, "load_metacontroller", lambda *_: (base_graph, "cotrained", graphdef, params))
+    played = {}
+
+    def play(env, graphs, steering, parameters, goal_params, codes, *_):
+        played[steering] = parameters[0]
+        return np.ones((2, len(codes)), bool)
+
+    monkeypatch.setattr(transitions, "_play", play)
+    transitions.run(run.config, run_dir)
+    jax.tree.map(np.testing.assert_array_equal, played.pop("nothing"), frozen)
+    assert set(played.values()) == {"cotrained"}
 
 
 def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):
@@ -333,6 +404,22 @@ def test_bad_settings_end_before_any_work(tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["env.observation=ego"], r"env\.observation='ego' is none of allocentric"),
+        (["collect.noise=1.5"], r"collect\.noise=1\.5 is a probability"),
+        (["discover.noise=1.5"], r"discover\.noise=1\.5 is a probability"),
+        (["experiment=ant_small", "collect.noise=1.5"], r"collect\.noise=1\.5 is the deviation of a torque"),
+        (["reinforce.max_decisions=1"], r"max_decisions=1 is less than the 2 colours of env\.post_tasks=0-1; raise it"),
+    ],
+)
+def test_what_the_world_does_not_allow_is_refused_before_any_work(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        open_run(compose(["experiment=smoke", f"run_dir={tmp_path / 'x'}", *overrides]))
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_expert_is_trained_drawn_and_measured(tmp_path: Path) -> None:

@@ -265,12 +265,13 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_verdict_follows_the_medians() -> None:
-    def of(internal: list[float], raw: list[float]) -> str:
-        parts = {"internal_rl": {"success": internal}, "raw_rl": {"success": raw}}
+    def of(internal: list[float], raw: list[float], **expert: float) -> str:
+        parts = {"internal_rl": {"success": internal}, "raw_rl": {"success": raw}, "expert": expert}
         return verdict(RunRecord(Path(), parts))
 
     assert of([0.4, 0.6, 0.9], [0.0]).startswith("Internal RL solves a sparse task")
-    assert of([0.2, 0.3, 0.9], [0.0]).startswith("Internal RL does better")
+    assert of([0.2, 0.55, 0.9], [0.0]).startswith("Internal RL does better")
+    assert of([0.55], [0.0], success_posttraining=0.9).startswith("Internal RL solves a sparse task")
     assert of([0.9], [0.4]).startswith("Internal RL does better")
     assert of([0.0], [0.0]).startswith("Internal RL does not beat")
     assert of([0.5], []).startswith("On task")

@@ -1,6 +1,7 @@
 """Metrics: the JSON lines, W&B as a mirror that may fail, and the progress line."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from internal_rl import tracking
+from internal_rl.metrics import geometric_mean
 from internal_rl.tracking import METRICS, Tracker, UnknownMetricError, progress, read_metrics
+from internal_rl.train_loop import Interrupted
 
 
 class FakeRun:
@@ -65,6 +68,11 @@ def test_every_stage_has_one_x_axis() -> None:
     assert {axis for axis, _ in METRICS.values()} == {"step", "episodes", "control_steps"}
     stages = {name.split("/")[0] for name in METRICS}
     assert len({(name.split("/")[0], axis) for name, (axis, _) in METRICS.items()}) == len(stages)
+
+
+def test_geometric_mean_of_rates() -> None:
+    assert geometric_mean({"a": 0.0, "b": 1.0}) == pytest.approx(0.01)
+    assert math.isnan(geometric_mean({}))
 
 
 def test_unknown_metric_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -157,6 +165,15 @@ def test_a_wandb_that_dies_does_not_stop_the_run(
     assert len(read_metrics(tmp_path)) == 3
     assert len(caplog.records) == 1
     assert "BrokenPipeError: service died" in caplog.text
+
+
+def test_a_stop_while_wandb_is_called_is_no_failure_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun()
+    monkeypatch.setattr(tracking, "_init_wandb", lambda *_: run)
+    monkeypatch.setattr(run, "log", lambda _: (_ for _ in ()).throw(Interrupted("time_limit=1 s is over")))
+    with pytest.raises(Interrupted), Tracker(tmp_path, wandb_mode="offline") as tracker:
+        tracker.log("pretrain", 1, {"nll": 1.0})
+    assert run.exit_code == 1
 
 
 def test_wandb_falls_back_from_online_to_offline_to_nothing(

@@ -62,6 +62,7 @@ GATE_EPISODES = 6
 MAX_POINTS = 1_500  # of a scatter plot
 MIN_TRIALS = 10  # for a share to be drawn
 MAX_LABELLED_BARS = 24  # more do not leave room for their values
+MAX_LEVEL_LABELS = 14  # more do not leave room for them side by side: they are written upwards
 
 Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]  # x, y
 
@@ -370,7 +371,8 @@ def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, A
         raise MissingDataError("no transition was measured")
     transitions = list(dict.fromkeys(name for source in shares.values() for name in source))
     width = 0.84 / len(shares)
-    crowded = len(transitions) * len(shares) > MAX_LABELLED_BARS
+    count = len(transitions) * len(shares)
+    crowded, upright = count > MAX_LABELLED_BARS, count > MAX_LEVEL_LABELS
     with _canvas(path, (5.8, 3.8)) as (figure, axes):
         for index, (source, values) in enumerate(shares.items()):
             label, colour = TRANSITION_SOURCES[source]
@@ -378,10 +380,10 @@ def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, A
             heights = [np.nan if values.get(name) is None else values[name] for name in transitions]
             bars = axes.bar(at, heights, width * 0.92, color=colour, label=label)
             texts = ["" if crowded or np.isnan(height) else _percent(height) for height in heights]
-            axes.bar_label(bars, texts, padding=2, fontsize=8)
+            axes.bar_label(bars, texts, padding=2, fontsize=8, rotation=90 if upright else 0)
         arrows = [name.replace(">", " \N{RIGHTWARDS ARROW} ") for name in transitions]
         axes.set_xticks(range(len(transitions)), arrows)
         axes.tick_params(axis="x", bottom=False, rotation=60 if len(transitions) > 6 else 0)
-        axes.set(ylabel="probability", ylim=(0, 1.06), yticks=np.linspace(0, 1, 6))
+        axes.set(ylabel="probability", ylim=(0, 1.12 if upright else 1.06), yticks=np.linspace(0, 1, 6))
         axes.grid(axis="y")
         figure.legend(loc="outside upper center", ncols=2)

@@ -15,7 +15,7 @@ from internal_rl.analysis import animation, figures
 from internal_rl.analysis.figures import MissingDataError
 from internal_rl.tracking import read_metrics
 
-SOLVED, UNSOLVED = 0.5, 0.1  # median success above which a task counts as solved, and below which as unsolved
+SOLVED, UNSOLVED = 0.6, 0.1  # median success, by the expert's, from which a task counts as solved, and unsolved below
 CLEARLY_WORSE = 0.1  # nats: the permuted z must cost this much more than the base model
 NO_VALUE = "\N{EN DASH}"
 
@@ -144,7 +144,8 @@ def verdict(record: RunRecord) -> str:
     if internal is None or raw is None:
         return numbers[0].upper() + numbers[1:]
     ours, theirs = (float(np.median(record.part(stage)["success"])) for stage in ("internal_rl", "raw_rl"))
-    if ours >= SOLVED and theirs < UNSOLVED:
+    best = record.part("expert").get("success_posttraining", 1.0)
+    if ours >= SOLVED * best and theirs < UNSOLVED * best:
         return f"Internal RL solves a sparse task that raw-action RL does not: {numbers}"
     if ours > theirs:
         return f"Internal RL does better than raw-action RL, short of a clear separation: {numbers}"

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-THRESHOLD = 0.5
+from internal_rl.models.metacontroller import SWITCH_THRESHOLD
+
 MIDDLE = (0.1, 0.9)  # beta in here is neither a clear no nor a clear yes
 
 
@@ -44,7 +45,7 @@ def switching_scores(
     """
     counted = mask.copy()
     counted[:, 0] = False
-    found, true = (switch >= THRESHOLD) & counted, subgoal_changes(subgoal, mask)
+    found, true = (switch >= SWITCH_THRESHOLD) & counted, subgoal_changes(subgoal, mask)
     rate = float(found[counted].mean())
     random = (np.random.default_rng(0).random(switch.shape) < rate) & counted
     middle = (switch > MIDDLE[0]) & (switch < MIDDLE[1])

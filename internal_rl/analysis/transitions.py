@@ -21,6 +21,7 @@ from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD
 from internal_rl.stages.controllers import goal_control, load_controllers
 from internal_rl.stages.discover import load_metacontroller
+from internal_rl.stages.pretrain import load_base
 from internal_rl.stages.propose import load_matches, load_proposal
 
 Source = Literal["base", "prior", "same_code", "first_code", "start", "expert"]
@@ -99,7 +100,8 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
     base: no latent; prior: latents of the prior; same_code: codes of the wanted subgoal from held-out episodes;
     first_code: such codes from first segments, times `policy.gain`; start: what the latent policy starts from; expert:
     with a proposal, the expert that held-out labels name for the wanted subgoal. A transition whose first colour was
-    never reached is left out; {} where the switch is always open.
+    never reached is left out; {} where the switch is always open. A co-trained base model is steered to the first
+    colour by the controllers of the pretrained one; "base" is the pretrained one.
     """
     seen = make_env(config).tasks.transitions
     asked = make_env(config, config.env.post_tasks).tasks.transitions
@@ -146,10 +148,12 @@ def run(config: Config, directory: Path) -> dict[str, dict[str, float]]:
         sources["expert"] = ("experts", np.zeros_like(prior), matches.argmax(0)[goal])
         enlarged = {**proposal, "table": gain * proposal["table"], "bias": gain * proposal["bias"]}
         graphs, parameters = (*graphs, proposal_graph), (*parameters, enlarged)
+    pretrained = (load_base(config, env, directory)[1], *parameters[1:])
     result = {}
     for source, (steering, codes, expert) in sources.items():
+        models = pretrained if source == "base" else parameters
         inputs = goal_params, jnp.asarray(codes), jnp.asarray(expert)
-        reached, made = map(np.asarray, _play(env, graphs, steering, parameters, *inputs, key))
+        reached, made = map(np.asarray, _play(env, graphs, steering, models, *inputs, key))
         result[source] = {}
         for pair in wanted:
             chosen = np.array([p == pair for p in pairs]) & reached

@@ -18,7 +18,7 @@ from internal_rl.models.hawk import Hawk
 from internal_rl.models.layers import GRU, MLP, linear, rms_normalise
 
 LOG_STD_RANGE = (-6.0, 2.0)
-SWITCH_THRESHOLD = 0.5  # in internal RL: a new latent is taken where beta reaches it
+SWITCH_THRESHOLD = 0.5  # where beta reaches it the switch is open: internal RL takes a new latent there
 
 
 class Inference(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from envs.api import Dense, Discrete, Environment, Expert, MultiHot, NoiseKind, TimeStep
 from internal_rl.config import Config, ConfigError
 from internal_rl.driver import Driver
+from internal_rl.models.backbone import episode_starts
 from internal_rl.tracking import progress
 from internal_rl.trajectories import (
     Batch,
@@ -33,13 +34,13 @@ DATA_STREAM = {"train": 1, "valid": 2, "star": 3, "expert": 4}  # folded into th
 def make_expert(env: Environment, config: Config, noise: float | None = None) -> Expert:
     """The expert that the `collect` settings describe; `noise` overrides its noise (D*). Raises ConfigError naming the
     key if the environment has none such."""
-    mean_actions = noise is not None and config.discover.mean_actions
+    own, mean_actions = noise is None, noise is not None and config.discover.mean_actions
     noise = config.collect.noise if noise is None else noise
     kind, detours = (config.collect.noise_kind, config.collect.detours) if noise else ("none", 0.0)
     try:
         return env.make_expert(noise, cast(NoiseKind, kind), mean_actions, detours)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(str(error) if own else str(error).replace("collect.noise=", "discover.noise=")) from error
 
 
 def make_generator(
@@ -193,19 +194,20 @@ def collect_split(config: Config, env: Environment, directory: Path, split: str)
 
 
 class OnTheFly:
-    """Batches generated on the device as they are needed, one episode a row; a pure function of (seed, step)."""
+    """Batches generated on the device as they are needed, one episode a row; a pure function of (run's seed, stream,
+    step)."""
 
-    def __init__(self, config: Config, env: Environment, batch_size: int, noise: float | None, seed: int):
+    def __init__(self, config: Config, env: Environment, batch_size: int, noise: float | None, stream: int):
         max_steps = config.collect.max_steps or env.horizon
         self.generate = make_generator(env, make_expert(env, config, noise), max_steps, yardsticks=False)
-        self.key = jax.random.fold_in(jax.random.key(seed), DATA_STREAM["train"])
+        self.key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), DATA_STREAM["train"]), stream)
         self.config, self.batch_size, self.max_steps = config, batch_size, max_steps
-        self.padding = 0.0  # counted by nobody in advance
+        self.padding = None  # not known in advance
 
     def labelled(self, step: int) -> tuple[Batch, jax.Array]:
         """Batch number `step` and its subgoals [B, T] (for diagnostics only)."""
         record = self.generate(jax.random.split(jax.random.fold_in(self.key, step), self.batch_size))
-        first = jnp.zeros((self.batch_size, self.max_steps), bool).at[:, 0].set(True)
+        first = episode_starts(self.batch_size, self.max_steps)
         mask = record["mask"] & is_kept(self.config, record)[:, None]
         batch = Batch(record["observation"], record["action"], record["target"], mask, first)
         return batch, record["subgoal"]
@@ -220,21 +222,19 @@ def training_batches(config: Config, env: Environment, run_dir: Path, stage: str
     size = {"pretrain": config.pretrain, "controllers": config.controllers, "discover": config.discover}[
         stage
     ].batch_size
-    seed = config.seed + {"pretrain": 0, "discover": 1, "controllers": 3}[stage]
+    stream = {"pretrain": 0, "discover": 1, "controllers": 3}[stage]
     noise = config.discover.noise if stage == "discover" else None
     if config.collect.on_the_fly:
-        return OnTheFly(config, env, size, noise, seed)
+        return OnTheFly(config, env, size, noise, stream)
     data = load(run_dir / "data" / ("train" if noise is None else "star"), labels=stage == "controllers")
     if stage == "pretrain":
-        return packed_batches(data, config.pretrain.row_length, size, seed)
-    return bucketed_batches(data, config.discover.num_buckets, size, seed)
+        return packed_batches(data, config.pretrain.row_length, size, config.seed + stream)
+    return bucketed_batches(data, config.discover.num_buckets, size, config.seed + stream)
 
 
 def run(config: Config, env: Environment, run_dir: Path) -> dict[str, Any]:
     """Collect every split; returns the sizes of the training data (of the held-out data where none are stored), and
     how often the expert succeeded while it was made."""
-    for noise in {None, config.discover.noise}:  # an expert that there is not is refused before anything is played
-        make_expert(env, config, noise)
     stored = [] if config.collect.on_the_fly else ["train"] + ([] if config.discover.noise is None else ["star"])
     splits = ["valid", *stored]
     manifests = {split: collect_split(config, env, run_dir / "data" / split, split) for split in splits}

@@ -118,11 +118,15 @@ def discovery_loss(
 
 
 class Diagnostics:
-    """Everything that is measured on held-out episodes, from base and metacontroller parameters."""
+    """Everything that is measured on held-out episodes, from base and metacontroller parameters.
 
-    def __init__(self, config: Config, env: Environment, run_dir: Path, base_graph: Any, graphdef: Any):
+    frozen: parameters of the base model as pretrained, which `base_nll` is about even if it is co-trained.
+    """
+
+    def __init__(self, config: Config, env: Environment, run_dir: Path, base_graph: Any, frozen: Any, graphdef: Any):
         self.batch, self.labels = whole(load(run_dir / "data" / "valid", labels=True), DIAGNOSTIC_EPISODES)
-        self.base_log_probs, self.tolerance = make_log_probs(base_graph), config.discover.tolerance
+        self.tolerance = config.discover.tolerance
+        self.base_nll = self._nll(make_log_probs(base_graph)(frozen, self.batch))
         self.key = jax.random.fold_in(jax.random.key(config.seed), 77)
 
         @jax.jit
@@ -154,8 +158,8 @@ class Diagnostics:
         """The posterior and the log-probability of the actions under it, of all held-out episodes."""
         return self._sampled(self._infer, base_params, params)
 
-    def _nll(self, log_prob: np.ndarray) -> float:
-        return float(-log_prob[self.batch.mask].mean())
+    def _nll(self, log_prob: np.ndarray, mask: np.ndarray | None = None) -> float:
+        return float(-log_prob[self.batch.mask if mask is None else mask].mean())
 
     def scores(self, base_params: Any, params: Any) -> dict[str, float]:
         """The numbers that are logged during training."""
@@ -164,15 +168,16 @@ class Diagnostics:
         latent, kl = inference.latent, np.where(mask, inference.kl, 0)
         codes = self.codes(inference)
         log_prob_under = partial(self._log_prob_under, base_params, params)
-        under = lambda z: self._nll(in_chunks(log_prob_under, CHUNK, self.batch, z))
+        under = lambda z, mask=mask: self._nll(in_chunks(log_prob_under, CHUNK, self.batch, z), mask)
+        other = np.roll(mask, 1, axis=0)  # where the other episode, whose latents these are, had not ended
         return {
             "valid_nll": self._nll(log_prob),
             "nll_zero": under(np.zeros_like(latent)),
-            "nll_permuted": under(np.roll(latent, 1, axis=0)),
+            "nll_permuted": under(np.roll(latent, 1, axis=0), mask & other),
             "nll_prior": under(self._sampled(self._prior_latents, base_params, params)),
             "nll_same_code": under(self._same_subgoal(codes)),
             "nll_first_code": under(self._same_subgoal(codes.of_first_segments())),
-            "base_nll": self._nll(self.base_log_probs(base_params, self.batch)),
+            "base_nll": self.base_nll,
             "kl": float(kl[mask].mean()),
             "kl_per_episode": float(kl.sum(1).mean()),
             **switching_scores(np.asarray(inference.switch), self.labels["subgoal"], mask, self.tolerance),
@@ -211,7 +216,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     discover = config.discover
     base_graph, base_params = load_base(config, env, run_dir)
     graphdef, params = build(config)
-    diagnostics = Diagnostics(config, env, run_dir, base_graph, graphdef)
+    diagnostics = Diagnostics(config, env, run_dir, base_graph, base_params, graphdef)
     batches = training_batches(config, env, run_dir, "discover")
     key = jax.random.fold_in(jax.random.key(config.seed), 31)
     trained = {"metacontroller": params, **({"base": base_params} if discover.cotrain else {})}

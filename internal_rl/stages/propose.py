@@ -34,7 +34,7 @@ CHUNK = 512  # episodes
 ACTIVE = 0.01  # variance of the posterior's mean above which a dimension carries something (Burda et al. 2016)
 
 
-class Codes(NamedTuple):
+class Openings(NamedTuple):
     """What the posterior says where the switch opens. observation: [N, ...]; latent, mean: [N, Z]."""
 
     observation: np.ndarray
@@ -63,38 +63,38 @@ class Reader:
 
         self.infer = infer
 
-    def __call__(self, batch: Any, number: int) -> tuple[Codes, np.ndarray]:
+    def __call__(self, batch: Any, number: int) -> tuple[Openings, np.ndarray]:
         """(codes, where they are [B, T]) of one batch; `number` draws the sample of the posterior."""
         inference = jax.device_get(self.infer(batch, jax.random.fold_in(self.key, number)))
         opened = (inference.switch >= SWITCH_THRESHOLD) & np.asarray(batch.mask)
         if self.first_codes:
             opened = opened & (np.arange(opened.shape[1]) == 0)
         observation = np.asarray(batch.observation)[opened]
-        return Codes(observation, inference.latent[opened], inference.posterior.mean[opened]), opened
+        return Openings(observation, inference.latent[opened], inference.posterior.mean[opened]), opened
 
 
-def training_codes(config: Config, env: Environment, run_dir: Path, read: Reader) -> Codes:
+def training_codes(config: Config, env: Environment, run_dir: Path, read: Reader) -> Openings:
     """Codes of random training episodes, `propose.codes` of them."""
     batches, parts, count = training_batches(config, env, run_dir, "discover"), [], 0
     while count < config.propose.codes:
         codes, _ = read(batches(len(parts)), len(parts))
         parts.append(codes)
         count += len(codes.latent)
-    return Codes(*(np.concatenate(part)[: config.propose.codes] for part in zip(*parts, strict=True)))
+    return Openings(*(np.concatenate(part)[: config.propose.codes] for part in zip(*parts, strict=True)))
 
 
-def held_out_codes(run_dir: Path, read: Reader) -> tuple[Codes, Int[np.ndarray, "N"]]:
+def held_out_codes(run_dir: Path, read: Reader) -> tuple[Openings, Int[np.ndarray, "N"]]:
     """Codes of held-out episodes and their true subgoals."""
     batch, labels = whole(load(run_dir / "data" / "valid", labels=True), HELD_OUT)
 
-    def of_chunk(batch: Any, subgoal: np.ndarray, row: np.ndarray) -> tuple[Codes, np.ndarray]:
+    def of_chunk(batch: Any, subgoal: np.ndarray, row: np.ndarray) -> tuple[Openings, np.ndarray]:
         codes, opened = read(batch, 1_000_000 + int(row[0]))
         return codes, subgoal[opened]
 
     return in_chunks(of_chunk, CHUNK, batch, labels["subgoal"], np.arange(len(batch.mask)))
 
 
-def count_matches(
+def count_codes(
     expert: Int[np.ndarray, "N"], subgoal: Int[np.ndarray, "N"], shape: tuple[int, int]
 ) -> Int[np.ndarray, "K S"]:
     """How many codes fall to each expert, by subgoal. shape: (experts, subgoals)."""
@@ -111,15 +111,15 @@ def purity(matches: Int[np.ndarray, "K S"]) -> float:
 class Fit:
     """The likelihood of proposals for given codes, and its maximisation: in the latent's active dimensions only."""
 
-    def __init__(self, config: Config, env: Environment, codes: Codes, tracker: Tracker, run_dir: Path):
+    def __init__(self, config: Config, env: Environment, codes: Openings, tracker: Tracker, run_dir: Path):
         self.config, self.env, self.tracker, self.run_dir = config, env, tracker, run_dir
         variance = codes.mean.var(0)
         self.active = variance >= min(ACTIVE, variance.max())  # at least one
         self.codes = self._in_active_dimensions(codes)
         self.noise = config.propose.noise * (self.codes.latent - self.codes.mean).std(0)
 
-    def _in_active_dimensions(self, codes: Codes) -> Codes:
-        return Codes(codes.observation, codes.latent[:, self.active], codes.mean[:, self.active])
+    def _in_active_dimensions(self, codes: Openings) -> Openings:
+        return Openings(codes.observation, codes.latent[:, self.active], codes.mean[:, self.active])
 
     def _build(self, experts: int, seed: int = 0) -> tuple[Any, Any]:
         return build(self.env, int(self.active.sum()), experts, seed)
@@ -209,12 +209,12 @@ class Fit:
     def _distribution(self, graphdef: Any, params: Any, observation: Any, std: Any) -> Mixture:
         return nnx.merge(graphdef, {**params, "log_std": jnp.log(std)})(observation)
 
-    def judge(self, params: Any, codes: Codes) -> tuple[float, Int[np.ndarray, "N"]]:
+    def judge(self, params: Any, codes: Openings) -> tuple[float, Int[np.ndarray, "N"]]:
         """(mean log-likelihood of the codes in nats, the likeliest expert of each)."""
         scores = np.asarray(self._joint(params, self._in_active_dimensions(codes)))
         return float(np.logaddexp.reduce(scores, 1).mean()), scores.argmax(1)
 
-    def _joint(self, params: Any, codes: Codes) -> Float[Array, "N K"]:
+    def _joint(self, params: Any, codes: Openings) -> Float[Array, "N K"]:
         graphdef, _ = self._build(len(params["log_weight"]))
         return self._distribution(graphdef, params, codes.observation, self.noise).joint_log_prob(
             jnp.asarray(codes.latent)
@@ -237,7 +237,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
 
     def judge(params: Any) -> tuple[float, Int[np.ndarray, "K S"]]:
         log_prob, expert = fit.judge(params, held_out)
-        return log_prob, count_matches(expert, subgoal, (len(params["log_weight"]), config.env.num_colours))
+        return log_prob, count_codes(expert, subgoal, (len(params["log_weight"]), config.env.num_colours))
 
     starts = []
     for seed in range(config.propose.restarts):

@@ -151,6 +151,15 @@ def single_task_world():
     return GridWorld(4, 3, 2, 30, "0-2-1-0", num_maps=1)
 
 
+def test_no_filter_where_the_observation_hides_the_agents_cell():
+    for settings, known in ({"num_maps": 0}, set()), ({"num_maps": 1}, {"bayes_log_prob"}):
+        env = GridWorld(4, 3, 0, 9, "0-2-1-0", "egocentric_hidden", **settings)
+        expert, (state, timestep) = GridExpert(env), env.reset(jax.random.key(0))
+        plan = expert.plan(jax.random.key(1), state)
+        labels, targets = jnp.zeros(9, int), jnp.full(10, timestep.target)
+        assert set(expert.yardsticks(plan, state, targets, labels)) == known
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "injection"])
 def test_with_one_task_both_yardsticks_are_the_entropy_of_the_expert(single_task_world, kind):
     env = single_task_world

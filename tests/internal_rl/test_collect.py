@@ -211,14 +211,16 @@ def test_draws_are_not_taken_for_means(
 
 
 @pytest.mark.usefixtures("one_generator")
-def test_on_the_fly_batches_are_a_pure_function_of_seed_and_step(config: Config, env: GridWorld) -> None:
-    batch, again, other = (collect.OnTheFly(config, env, EPISODES, None, seed) for seed in (0, 0, 1))
+def test_on_the_fly_batches_are_a_pure_function_of_seed_stream_and_step(config: Config, env: GridWorld) -> None:
+    of = lambda seed, stream: collect.OnTheFly(replace(config, seed=seed), env, EPISODES, None, stream)
+    batch, again, other = (of(0, stream) for stream in (0, 0, 1))
     same = lambda x, y: all(map(np.array_equal, jax.tree.leaves(x), jax.tree.leaves(y)))
     third = batch(3)
     assert same(third, again(3))
     assert not same(third, batch(4))
     assert same(third, batch(3))
     assert not same(third, other(3))
+    assert not same(of(1, 0)(3), other(3))
     assert third.first.tolist() == [[True] + [False] * 9] * EPISODES
     assert third.observation.shape == (EPISODES, env.horizon, 3)
     labelled, subgoal = batch.labelled(3)

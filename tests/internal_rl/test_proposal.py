@@ -17,7 +17,7 @@ from envs.api import Dense, MultiHot
 from internal_rl.config import Config, OptimConfig, ProposeConfig
 from internal_rl.models.policy import LatentInput, LatentPolicy
 from internal_rl.models.proposal import Proposal, add_dimensions, keep_heaviest
-from internal_rl.stages.propose import Codes, Fit, Reader, build, count_matches, purity
+from internal_rl.stages.propose import Fit, Openings, Reader, build, count_codes, purity
 from internal_rl.tracking import Tracker
 
 SPEC, EXPERTS, LATENT = MultiHot(size=6, active=2), 3, 2
@@ -114,7 +114,7 @@ def test_the_policy_starts_as_the_proposal(config: Config, make_rngs: Callable, 
 
 
 def test_purity_by_hand() -> None:
-    matches = count_matches(np.array([0, 0, 0, 1, 1, 3]), np.array([2, 2, 0, 1, 0, 0]), (4, 4))
+    matches = count_codes(np.array([0, 0, 0, 1, 1, 3]), np.array([2, 2, 0, 1, 0, 0]), (4, 4))
     assert matches.tolist() == [[1, 0, 2, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
     assert purity(matches) == pytest.approx((2 + 1 + 1) / 6)
 
@@ -122,7 +122,7 @@ def test_purity_by_hand() -> None:
 # --- fitting ----------------------------------------------------------------------------------------------
 
 
-def hidden_maps(count: int, seed: int) -> tuple[Codes, np.ndarray]:
+def hidden_maps(count: int, seed: int) -> tuple[Openings, np.ndarray]:
     """Codes and their subgoals: three linear maps of the place of 'their' object.
 
     The observation holds one index for each of three objects on a line of eight cells; the code of subgoal k is a
@@ -134,7 +134,7 @@ def hidden_maps(count: int, seed: int) -> tuple[Codes, np.ndarray]:
     subgoal = np.where((cells[:, 0] == 0) & (subgoal == 1), 2, subgoal)
     mean = code_of(cells, subgoal)
     latent = mean + rng.normal(size=mean.shape) * [0.05, 1.0]
-    return Codes(cells + 8 * np.arange(3), latent.astype(np.float32), mean), subgoal
+    return Openings(cells + 8 * np.arange(3), latent.astype(np.float32), mean), subgoal
 
 
 def code_of(cells: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path
         fit = Fit(settings, world, hidden_maps(6_000, seed=0)[0], tracker, tmp_path)
         kept = fit.heaviest(fit.first(0), 0)
     log_prob, expert = fit.judge(kept, held_out)
-    matches = count_matches(expert, subgoal, (4, 3))
+    matches = count_codes(expert, subgoal, (4, 3))
     assert purity(matches.sum(0, keepdims=True)) < 0.4
     assert purity(matches) > 0.7  # two objects in one cell cannot be told apart
     # Parameters for the whole latent: the second dimension is standard normal there, and held nothing.
@@ -184,13 +184,13 @@ def test_constant_experts_read_nothing_and_find_clusters(settings: Config, world
     observation = rng.integers(8, size=(3_000, 3)) + 8 * np.arange(3)
     constant = replace(settings, propose=replace(settings.propose, experts=5, candidates=5, linear=False))
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(constant, world, Codes(observation, latent, centres[subgoal]), tracker, tmp_path)
+        fit = Fit(constant, world, Openings(observation, latent, centres[subgoal]), tracker, tmp_path)
         first = fit.first(0)
         kept = fit.heaviest(first, 0)
     assert not (tmp_path / "propose" / "propose_supported_0").exists()  # what reads nothing has no features to lose
     for params in (first, kept):
         assert not np.asarray(params["table"]).any()
-    assert purity(count_matches(fit.judge(kept, fit.codes)[1], subgoal, (5, 3))) > 0.98
+    assert purity(count_codes(fit.judge(kept, fit.codes)[1], subgoal, (5, 3))) > 0.98
     apart = np.linalg.norm(np.asarray(kept["bias"])[:, None] - centres, axis=-1)
     assert (apart.min(0) < 0.2).all()  # each cluster has an expert
     moved = nnx.merge(build(world, 2, 5)[0], kept).means(jnp.array([[0, 8, 16], [7, 15, 23]]))
@@ -202,7 +202,7 @@ def test_support_by_hand(settings: Config, world: Any, tmp_path: Path) -> None:
     observation = np.array([[0, 2], [1, 2], [1, 2], [1, 2]])
     latent = np.array([[-1.0, 0], [1.0, 0], [1.0, 0], [1.0, 0]], np.float32)
     rng = np.random.default_rng(0)
-    codes = Codes(observation, latent, latent + 0.01 * rng.normal(size=latent.shape).astype(np.float32))
+    codes = Openings(observation, latent, latent + 0.01 * rng.normal(size=latent.shape).astype(np.float32))
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
         fit = Fit(settings, world, codes, tracker, tmp_path)
     _, params = build(world, latent=1, experts=2)
