@@ -245,44 +245,33 @@ def test_the_script_of_discovery_fits_the_proposal_too(run_dir, tmp_path):
     assert {path.stem for path in (tmp_path / "run" / "results").glob("*.json")} == stages
 
 
-def test_an_error_of_the_program_keeps_its_traceback(tmp_path):
-    (tmp_path / "broken.py").write_text(
-        "from internal_rl.cli import hydra_main\n"
-        "def work(config):\n    raise ValueError('shapes do not fit')\n"
-        "hydra_main(work)\n"
+def raising(tmp_path: Path, error: str) -> subprocess.CompletedProcess[str]:
+    """A script of its own, whose work raises `error`."""
+    (tmp_path / "raising.py").write_text(
+        f"from internal_rl import cli, train_loop\ndef work(config):\n    raise {error}\ncli.hydra_main(work)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"}
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "broken.py"), "experiment=smoke"],
+    return subprocess.run(
+        [sys.executable, str(tmp_path / "raising.py"), "experiment=smoke"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"},
         timeout=500,
     )
+
+
+def test_an_error_of_the_program_keeps_its_traceback(tmp_path):
+    done = raising(tmp_path, "ValueError('shapes do not fit')")
     assert done.returncode == 1
     assert re.search(r"line 3, in work.*ValueError: shapes do not fit", done.stderr, re.DOTALL)
 
 
 @pytest.mark.parametrize(
     ("stop", "status", "message"),
-    [("KeyboardInterrupt()", 130, "stopped; run the same command"), ("Interrupted('saved')", 3, "saved")],
+    [("KeyboardInterrupt()", 130, "stopped; run the same command"), ("train_loop.Interrupted('saved')", 3, "saved")],
 )
 def test_a_stop_ends_in_one_line(tmp_path, stop, status, message):
-    (tmp_path / "stopped.py").write_text(
-        "from internal_rl.cli import hydra_main\n"
-        "from internal_rl.train_loop import Interrupted\n"
-        f"def work(config):\n    raise {stop}\n"
-        "hydra_main(work)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "stopped.py"), "experiment=smoke"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=500,
-    )
+    done = raising(tmp_path, stop)
     assert done.returncode == status
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
