@@ -46,7 +46,8 @@ def test_summary_has_every_promised_key(run_dir):
     promised = {
         "base": {"nll", "bayes_nll", "oracle_nll"},
         "controllers": {"nll", "success", "by_transition", "trials"},
-        "discovery": {"switch_f1", "mid_share", "nll", "nll_permuted", "nll_zero", "nll_prior", "code_accuracy"},
+        "discovery": {"switch_f1", "switch_f1_within_1", "mid_share", "nll", "nll_hard", "nll_permuted", "nll_zero"}
+        | {"nll_prior", "code_accuracy"},
         "internal_rl": {"task", "episodes", "success"},
         "raw_rl": {"task", "episodes", "success"},
     }

@@ -41,7 +41,8 @@ def switching_scores(
 ) -> dict[str, float]:
     """Scores of beta [B, T] without the first step, where it is 1 by definition.
 
-    random_f1 is the F1 of switches drawn at random at the same rate: what alignment by chance gives.
+    switch_f1 allows a switch to miss a change by `tolerance` steps, switch_f1_within_1 by one step. random_f1 and
+    random_f1_within_1 are those of switches drawn at random at the same rate: what alignment by chance gives.
     """
     counted = mask.copy()
     counted[:, 0] = False
@@ -52,6 +53,8 @@ def switching_scores(
     return {
         "switch_f1": f1(found, true, tolerance),
         "random_f1": f1(random, true, tolerance),
+        "switch_f1_within_1": f1(found, true, 1),
+        "random_f1_within_1": f1(random, true, 1),
         "switch_rate": rate,
         "true_switch_rate": float(true[counted].mean()),
         "mid_share": float(middle[counted].mean()),

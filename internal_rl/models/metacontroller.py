@@ -118,11 +118,12 @@ class Metacontroller(nnx.Module):
         key: Array,
         lag: Array | None = None,
         recovery: Float[Array, "B"] | None = None,
+        hard: bool = False,
     ) -> Inference:
         """Posterior sample of the latent for whole sequences; beta is 1 at the first step.
 
         z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}).
-        lag: of the embedding, steps; None: `embedding_lag`. recovery: see `integrate`.
+        lag: of the embedding, steps; None: `embedding_lag`. recovery, hard: see `integrate`.
         """
         x, history = rms_normalise(e), self.past(e, mask)
         posterior = self.encode(x, history, self.embed_sequence(x, mask, lag))
@@ -130,7 +131,7 @@ class Metacontroller(nnx.Module):
         # Steps of independent noise can be averaged, by a half-open switch or by the base model: a code then gets
         # through that no single latent, held as in internal RL, could carry.
         noise = jax.random.normal(key, (batch, 1 if self.config.shared_noise else length, size))
-        switch, latent = self.integrate(e, history, posterior.reparameterise(noise), recovery)
+        switch, latent = self.integrate(e, history, posterior.reparameterise(noise), recovery, hard)
         return Inference(posterior, posterior.kl_to_standard(), switch, latent)
 
     def latents(
@@ -145,13 +146,14 @@ class Metacontroller(nnx.Module):
         return jnp.pad(after, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
     def integrate(
-        self, e, history, proposals, recovery: Float[Array, "B"] | None = None
+        self, e, history, proposals, recovery: Float[Array, "B"] | None = None, hard: bool = False
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T Z"]]:
         """The scan over switch and latent: (beta, z) for given proposals [B, T, Z].
 
         recovery (ours, in training only): steps in which an opened switch becomes able to open fully again, >= 1. beta
         is what f_switch asks for times a budget in [0, 1] that is spent by opening and refills by 1 / recovery a step,
         so that a latent that has to be replaced sooner costs likelihood. None: the budget is always full.
+        hard: beta is rounded to 0 or 1, as internal RL does (Algorithm 2): a half-open switch mixes no latents.
         """
         features = self._switch_features(rms_normalise(e), history)
         batch, length = proposals.shape[:2]
@@ -161,6 +163,8 @@ class Metacontroller(nnx.Module):
             latent, budget = carry
             feature, proposal, forced = step
             beta = jnp.where(forced, 1.0, budget * self._switch_probability(feature, latent))
+            if hard:
+                beta = jnp.where(beta >= SWITCH_THRESHOLD, 1.0, 0.0)
             latent = beta[:, None] * proposal + (1 - beta[:, None]) * latent
             return (latent, jnp.minimum(budget - beta + refill, 1.0)), (beta, latent)
 

@@ -45,14 +45,16 @@ def steer(
     observation: Any = None,
     lag: jax.Array | None = None,
     recovery: jax.Array | None = None,
+    hard: bool = False,
 ) -> tuple[Inference, jax.Array]:
     """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model.
 
     observation: what the controlled model sees, where that is not what the posterior is inferred from.
     lag: of the sequence embedding; None: the metacontroller's own. recovery: of the switch [B]; None: none needed.
+    hard: the switch is open or shut, as in internal RL.
     """
     e = base.unroll_lower(batch.observation, batch.first)
-    inference = metacontroller.infer(e, batch.mask, key, lag, recovery)
+    inference = metacontroller.infer(e, batch.mask, key, lag, recovery, hard)
     e = e if observation is None else base.unroll_lower(observation, batch.first)
     prediction = base.unroll_upper(metacontroller.control(e, inference.latent), batch.first)
     return inference, prediction.action.log_prob(batch.action)
@@ -129,9 +131,10 @@ class Diagnostics:
         self.base_nll = self._nll(make_log_probs(base_graph)(frozen, self.batch))
         self.key = jax.random.fold_in(jax.random.key(config.seed), 77)
 
-        @jax.jit
-        def infer(base_params: Any, params: Any, batch: Batch, key: jax.Array):
-            return steer(nnx.merge(base_graph, base_params), nnx.merge(graphdef, params), batch, key)
+        @partial(jax.jit, static_argnames="hard")
+        def infer(base_params: Any, params: Any, batch: Batch, key: jax.Array, hard: bool = False):
+            base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
+            return steer(base, metacontroller, batch, key, hard=hard)
 
         @jax.jit
         def log_prob_under(base_params: Any, params: Any, batch: Batch, latent: jax.Array):
@@ -167,11 +170,13 @@ class Diagnostics:
         inference, log_prob = self.infer(base_params, params)
         latent, kl = inference.latent, np.where(mask, inference.kl, 0)
         codes = self.codes(inference)
+        _, hard_log_prob = self._sampled(partial(self._infer, hard=True), base_params, params)
         log_prob_under = partial(self._log_prob_under, base_params, params)
         under = lambda z, mask=mask: self._nll(in_chunks(log_prob_under, CHUNK, self.batch, z), mask)
         other = np.roll(mask, 1, axis=0)  # where the other episode, whose latents these are, had not ended
         return {
             "valid_nll": self._nll(log_prob),
+            "nll_hard": self._nll(hard_log_prob),
             "nll_zero": under(np.zeros_like(latent)),
             "nll_permuted": under(np.roll(latent, 1, axis=0), mask & other),
             "nll_prior": under(self._sampled(self._prior_latents, base_params, params)),

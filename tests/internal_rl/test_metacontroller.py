@@ -99,7 +99,9 @@ def test_control_is_linear_of_the_asked_rank(
 # --- switch and integration ------------------------------------------------------------------------------
 
 
-def numpy_integrate(metacontroller: Metacontroller, e: np.ndarray, past: np.ndarray, proposals: np.ndarray):
+def numpy_integrate(
+    metacontroller: Metacontroller, e: np.ndarray, past: np.ndarray, proposals: np.ndarray, hard: bool = False
+):
     """Switch and latent one step after another; e is normalised."""
     z, betas, latents = np.zeros((BATCH, LATENT)), [], []
     for t in range(LENGTH):
@@ -107,6 +109,8 @@ def numpy_integrate(metacontroller: Metacontroller, e: np.ndarray, past: np.ndar
         hidden += np.asarray(metacontroller.switch_input.bias[...]) + z @ weights(metacontroller.switch_latent)
         score = np.maximum(hidden, 0) @ weights(metacontroller.switch_output)
         beta = sigmoid(score + np.asarray(metacontroller.switch_output.bias[...])) if t else np.ones((BATCH, 1))
+        if hard:
+            beta = (beta >= 0.5).astype(float)
         z = beta * proposals[:, t] + (1 - beta) * z
         betas.append(beta[:, 0])
         latents.append(z)
@@ -124,6 +128,21 @@ def test_switch_and_latent_against_numpy(
     assert (np.asarray(switch)[:, 0] == 1).all()
     assert ((np.asarray(switch) >= 0.5).mean(0)[1:] < 1).any()
     assert (np.asarray(switch)[:, 1:] >= 0.5).any()
+
+
+def test_a_hard_switch_is_open_or_shut_and_holds_whole_latents(
+    metacontroller: Metacontroller, stream: jax.Array, proposals: jax.Array
+) -> None:
+    past = metacontroller.past(stream, FULL)
+    switch, latent = jax.jit(metacontroller.integrate, static_argnames="hard")(stream, past, proposals, hard=True)
+    arrays = [np.asarray(x) for x in (rms_normalise(stream), past, proposals)]
+    expected = numpy_integrate(metacontroller, *arrays, hard=True)
+    np.testing.assert_array_equal(switch, expected[0])
+    np.testing.assert_array_equal(latent, expected[1].astype(np.float32))
+    held = np.asarray(switch)[:, 1:] == 0
+    assert held.any()
+    assert not held.all()
+    np.testing.assert_array_equal(np.asarray(latent)[:, 1:][held], np.asarray(latent)[:, :-1][held])
 
 
 def test_past_is_the_history_before_each_step(metacontroller: Metacontroller, stream: jax.Array) -> None:

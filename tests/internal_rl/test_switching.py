@@ -65,6 +65,13 @@ def test_switching_scores_by_hand() -> None:
     assert scores["true_switch_rate"] == pytest.approx(3 / 11)
     assert scores["switch_f1"] == pytest.approx(2 * 2 / 6)
     assert scores["mid_share"] == pytest.approx(3 / 11)  # 0.5, 0.49, 0.3
+    assert scores["switch_f1_within_1"] == scores["switch_f1"]
+
+
+def test_scores_within_one_step_stay_beside_a_larger_tolerance() -> None:
+    switch, subgoal = events(5)[None].astype(float), np.repeat([0, 1], [2, 10])[None]
+    scores = switching_scores(switch, subgoal, np.ones((1, 12), bool), tolerance=5)
+    assert (scores["switch_f1"], scores["switch_f1_within_1"]) == (1, 0)  # the change is at step 2
 
 
 def test_random_f1_is_what_chance_gives_at_the_same_rate() -> None:
