@@ -40,7 +40,7 @@ class GridWorld:
     """The grid world. Actions: 0 up, 1 right, 2 down, 3 left; a move into a wall or off the grid is a no-op.
 
     size: side G of the grid. num_colours, num_walls: O and W. horizon: T.
-    tasks: a task set as `envs.tasks.parse` reads it.
+    tasks, subgoals: a task set and its abstract subgoals, as `envs.tasks.parse` reads them.
     observation: "allocentric" (the paper's: per cell a one-hot of the object there, plus the agent's cell),
       "egocentric" (offset of every object from the agent, plus the agent's cell) or "egocentric_hidden"
       (offsets only).
@@ -59,6 +59,7 @@ class GridWorld:
         num_maps: int = 0,
         map_seed: int = 0,
         first_map: int = 0,
+        subgoals: str | None = None,
     ):
         num_objects, num_cells = num_colours + num_walls, size * size
         if num_objects + 1 > num_cells:
@@ -72,7 +73,7 @@ class GridWorld:
         self.size, self.num_colours, self.num_walls, self.horizon = size, num_colours, num_walls, horizon
         self.num_objects, self.num_cells = num_objects, num_cells
         self.num_maps, self.map_seed = num_maps, map_seed
-        self.tasks = parse(tasks, num_colours)
+        self.tasks = parse(tasks, num_colours, subgoals)
         self.observation_kind = observation
         window = (2 * size - 1) ** 2
         self.observation_spec: api.MultiHot | api.Dense = {

@@ -82,19 +82,19 @@ class GridExpert:
     def act(self, key: jax.Array, plan: GridPlan, state: GridState) -> tuple[jax.Array, jax.Array]:
         """Draw (executed action, recorded label), int32 scalars."""
         executed_key, label_key = jax.random.split(key)
-        subgoal = state.pinpad.subgoal
-        executed = jax.random.categorical(executed_key, jnp.log(plan.executed[subgoal, state.agent]))
+        colour = state.pinpad.colour
+        executed = jax.random.categorical(executed_key, jnp.log(plan.executed[colour, state.agent]))
         if self.kind == "epsilon":
             return executed, executed
         # The label is drawn anew: given the state, what the expert says does not depend on the noise.
-        label = jax.random.categorical(label_key, jnp.log(plan.expert[subgoal, state.agent]))
+        label = jax.random.categorical(label_key, jnp.log(plan.expert[colour, state.agent]))
         if self.kind == "injection":
             return executed, label
         return executed, executed
 
     def log_prob(self, plan: GridPlan, state: GridState, label: jax.Array) -> jax.Array:
         """Log-probability of a label given the current subgoal."""
-        return jnp.log(plan.labels[state.pinpad.subgoal, state.agent, label])
+        return jnp.log(plan.labels[state.pinpad.colour, state.agent, label])
 
     def yardsticks(
         self, plan: GridPlan, start: GridState, targets: jax.Array, labels: jax.Array
@@ -115,13 +115,13 @@ class GridExpert:
         look alike), by the noise as well as by the expert; what it predicts is the label.
         """
         tasks = self.env.tasks
-        subgoal, transition = jnp.asarray(tasks.subgoal), jnp.asarray(tasks.transition, jnp.float32)
+        colour, transition = jnp.asarray(tasks.colour), jnp.asarray(tasks.transition, jnp.float32)
 
         def advance(belief, step):
             cell, next_cell, label = step
-            log_prob = jnp.log(belief @ plan.labels[subgoal, cell, label])
+            log_prob = jnp.log(belief @ plan.labels[colour, cell, label])
             same_move = plan.next_cells[cell] == next_cell
-            belief = belief * (plan.executed[subgoal, cell] @ same_move)
+            belief = belief * (plan.executed[colour, cell] @ same_move)
             entered = self.env.colour_entered(objects, cell, next_cell)
             belief = jnp.where(entered >= 0, belief @ transition, belief)
             total = belief.sum()

@@ -21,7 +21,7 @@ class Pinpad:
     index: jax.Array
 
     @property
-    def subgoal(self) -> jax.Array:
+    def colour(self) -> jax.Array:
         """The colour to visit next (the last one after success)."""
         return self.task[jnp.minimum(self.index, self.length - 1)]
 
@@ -34,6 +34,6 @@ def start(task: jax.Array, length: jax.Array) -> Pinpad:
 def visit(pinpad: Pinpad, colour: jax.Array) -> tuple[Pinpad, jax.Array, jax.Array]:
     """Enter `colour` (-1: none). Returns the new state and the flags (wrong, success)."""
     entered = colour >= 0
-    right = entered & (colour == pinpad.subgoal) & (pinpad.index < pinpad.length)
+    right = entered & (colour == pinpad.colour) & (pinpad.index < pinpad.length)
     index = pinpad.index + right
     return replace(pinpad, index=index), entered & ~right, right & (index == pinpad.length)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Table A1, the pretraining tasks of gridworld-pinpad; the pairs 0-1, 2-3, 4-5, 6-7 are its abstract subgoals.
+# Table A1, the pretraining tasks of gridworld-pinpad.
 TABLE_A1 = (
     "0-1-4-5-0-1,0-1-4-5-2-3,0-1-6-7-2-3,2-3-0-1-4-5,2-3-6-7-2-3,2-3-6-7-4-5,4-5-0-1-4-5,4-5-0-1-6-7,"
     "4-5-2-3-6-7,6-7-2-3-0-1,6-7-2-3-6-7,6-7-4-5-0-1,0-1-6-7-4-5,2-3-0-1-6-7,4-5-2-3-0-1,6-7-4-5-2-3"
@@ -29,26 +29,42 @@ NAMED = {
     "table_a2": TABLE_A2,
     "post_training_a2": POST_TRAINING_A2,
 }
+PAIRS = "0-1,2-3,4-5,6-7"  # the abstract subgoals A, B, C, D of gridworld-pinpad (App. A)
+SUBGOALS = {"table_a1": PAIRS, "post_training_a1": PAIRS}  # of the other sets: each colour is one
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """A distribution over colour sequences.
+    """A distribution over colour sequences, and what an abstract subgoal is in them.
 
-    subgoal: int32 [S], the colour each automaton state asks for.
+    colour: int32 [S], the colour each automaton state asks for.
     initial: float64 [S], sums to 1.
     transition: float64 [S, S]; a row sums to 1, or to 0 where the task ends with that state.
+    subgoals: the colours of each abstract subgoal, in the order in which they are visited.
     """
 
     num_colours: int
     length: int
-    subgoal: np.ndarray
+    colour: np.ndarray
     initial: np.ndarray
     transition: np.ndarray
+    subgoals: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def subgoal_of(self) -> np.ndarray:
+        """int32 [num_colours]: the abstract subgoal that each colour belongs to."""
+        owner = np.zeros(self.num_colours, np.int32)
+        for subgoal, colours in enumerate(self.subgoals):
+            owner[list(colours)] = subgoal
+        return owner
+
+    def name(self, subgoal: int) -> str:
+        """An abstract subgoal as it is written in a task: "2", or "2-3" for a pair."""
+        return "-".join(map(str, self.subgoals[subgoal]))
 
     def sample(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One task: colours int32 [length] padded with -1, and how many of them count."""
-        subgoal, transition = jnp.asarray(self.subgoal), jnp.log(jnp.asarray(self.transition, jnp.float32))
+        colour, transition = jnp.asarray(self.colour), jnp.log(jnp.asarray(self.transition, jnp.float32))
         keys = jax.random.split(key, self.length)
         first = jax.random.categorical(keys[0], jnp.log(jnp.asarray(self.initial, jnp.float32)))
 
@@ -56,20 +72,32 @@ class TaskSet:
             state, alive = carry
             alive &= jnp.isfinite(transition[state]).any()
             state = jnp.where(alive, jax.random.categorical(key, transition[state]), state)
-            return (state, alive), jnp.where(alive, subgoal[state], -1)
+            return (state, alive), jnp.where(alive, colour[state], -1)
 
         _, rest = jax.lax.scan(advance, (first, jnp.bool_(True)), keys[1:])
-        task = jnp.append(subgoal[first], rest)
+        task = jnp.append(colour[first], rest)
         return task, jnp.sum(task >= 0)
 
     @cached_property
     def transitions(self) -> np.ndarray:
         """bool [num_colours, num_colours]: which colour may directly follow which."""
-        colour = np.eye(self.num_colours)[self.subgoal]
+        colour = np.eye(self.num_colours)[self.colour]
         return colour.T @ (self.transition > 0) @ colour > 0
 
+    @cached_property
+    def subgoal_transitions(self) -> np.ndarray:
+        """bool [subgoals, subgoals]: which abstract subgoal may directly follow which."""
+        subgoal = np.eye(len(self.subgoals))[self.subgoal_of]
+        follows = subgoal.T @ self.transitions @ subgoal > 0
+        return follows & ~np.eye(len(self.subgoals), dtype=bool)  # none follows itself: see `parse`
 
-def from_sequences(sequences: list[list[int]], num_colours: int) -> TaskSet:
+    @cached_property
+    def first_subgoals(self) -> np.ndarray:
+        """int32, the abstract subgoals that a task may begin with, in ascending order."""
+        return np.unique(self.subgoal_of[self.colour[self.initial > 0]])
+
+
+def from_sequences(sequences: list[list[int]], num_colours: int, subgoals: tuple[tuple[int, ...], ...]) -> TaskSet:
     """The uniform distribution over explicit colour sequences."""
     states = [(task, position) for task, sequence in enumerate(sequences) for position in range(len(sequence))]
     index = {state: i for i, state in enumerate(states)}
@@ -79,8 +107,8 @@ def from_sequences(sequences: list[list[int]], num_colours: int) -> TaskSet:
             initial[i] = 1 / len(sequences)
         if (task, position + 1) in index:
             transition[i, index[task, position + 1]] = 1
-    subgoal = np.array([sequences[task][position] for task, position in states], np.int32)
-    return TaskSet(num_colours, max(map(len, sequences)), subgoal, initial, transition)
+    colour = np.array([sequences[task][position] for task, position in states], np.int32)
+    return TaskSet(num_colours, max(map(len, sequences)), colour, initial, transition, subgoals)
 
 
 def ring(num_colours: int, length: int) -> TaskSet:
@@ -94,24 +122,61 @@ def ring(num_colours: int, length: int) -> TaskSet:
     transition = np.kron(np.eye(length, k=1), successors)
     initial = np.zeros(length * num_colours)
     initial[:num_colours] = 1 / num_colours
-    return TaskSet(num_colours, length, np.tile(colours, length).astype(np.int32), initial, transition)
+    each = np.tile(colours, length).astype(np.int32)
+    return TaskSet(num_colours, length, each, initial, transition, tuple((k,) for k in range(num_colours)))
 
 
-def parse(spec: str, num_colours: int) -> TaskSet:
+def _sequences(text: str) -> list[list[int]] | None:
+    """[[0, 1, 2], [2, 1, 0]] of "0-1-2,2-1-0"; None where the text is something else."""
+    if not re.fullmatch(r"\d+(-\d+)*(,\d+(-\d+)*)*", text):
+        return None
+    return [[int(colour) for colour in task.split("-")] for task in text.split(",")]
+
+
+def parse_subgoals(spec: str | None, num_colours: int) -> tuple[tuple[int, ...], ...]:
+    """Read abstract subgoals, "0-1,2-3"; colours in none of them, or all for None, are subgoals of their own.
+
+    Raises ValueError naming the config key for a malformed one, and for a colour that does not exist or comes twice.
+    """
+    groups = [] if spec is None else _sequences(spec)
+    if groups is None:
+        raise ValueError(f"env.subgoals={spec!r} is not a list of subgoals; write the colours of each, as in 0-1,2-3")
+    named = [colour for group in groups for colour in group]
+    if len(set(named)) < len(named):
+        raise ValueError(f"env.subgoals={spec!r}: a colour belongs to one subgoal only")
+    if max(named, default=0) >= num_colours:
+        raise ValueError(f"env.subgoals={spec!r}: colour {max(named)} needs env.num_colours > {max(named)}")
+    return (*map(tuple, groups), *((colour,) for colour in range(num_colours) if colour not in named))
+
+
+def parse(spec: str, num_colours: int, subgoals: str | None = None) -> TaskSet:
     """Read a task set: a name of NAMED, "ring:LENGTH", or sequences "0-1-2,2-1-0".
 
+    subgoals: as `parse_subgoals` reads them; None: SUBGOALS of a named set.
     Raises ValueError naming the config key for a malformed one, a colour that does not exist or a colour
-    that follows itself (a visited cell must be left first, so the expert would have no shortest path).
+    that follows itself (a visited cell must be left first, so the expert would have no shortest path). Nor may an
+    abstract subgoal follow itself: nothing could tell one from two.
     """
     text = NAMED.get(spec, spec)
     if grammar := re.fullmatch(r"ring:([1-9]\d*)", text):
+        if subgoals is not None:
+            raise ValueError(f"env.subgoals={subgoals!r}: the subgoals of env.tasks={spec} are its colours; set null")
         return ring(num_colours, int(grammar[1]))
-    if not re.fullmatch(r"\d+(-\d+)*(,\d+(-\d+)*)*", text):
+    sequences = _sequences(text)
+    if sequences is None:
         raise ValueError(f"env.tasks={spec!r} is not a task set; use {', '.join(NAMED)}, ring:LENGTH or 0-1-2,2-1-0")
-    sequences = [[int(colour) for colour in task.split("-")] for task in text.split(",")]
     for sequence in sequences:
         if max(sequence) >= num_colours:
             raise ValueError(f"env.tasks={spec!r}: colour {max(sequence)} needs env.num_colours > {max(sequence)}")
         if any(a == b for a, b in pairwise(sequence)):
             raise ValueError(f"env.tasks={spec!r}: a colour may not follow itself")
-    return from_sequences(sequences, num_colours)
+    tasks = from_sequences(sequences, num_colours, parse_subgoals(subgoals or SUBGOALS.get(spec), num_colours))
+    place = {colour: place for group in tasks.subgoals for place, colour in enumerate(group)}
+    for before, after in (pair for sequence in sequences for pair in pairwise(sequence)):
+        owner = tasks.subgoal_of
+        if owner[before] == owner[after] and place[after] != place[before] + 1:
+            raise ValueError(
+                f"env.tasks={spec!r}: {before}-{after} leaves the order of the subgoal {tasks.name(owner[after])} or "
+                "repeats it; change the task or env.subgoals"
+            )
+    return tasks

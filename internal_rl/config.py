@@ -30,6 +30,9 @@ class EnvConfig:
     horizon: int = 100  # T, steps
     tasks: str = "table_a1"  # pretraining tasks: table_a1, ring:LENGTH, or sequences 0-1-2,2-1-0
     post_tasks: str = "post_training_a1"  # what internal RL and raw-action RL are trained on
+    subgoals: str | None = (
+        None  # colours of each abstract subgoal, 0-1,2-3; null: pairs for table_a1, else each its own
+    )
     observation: str = "allocentric"  # allocentric (the paper's), egocentric, egocentric_hidden
     num_maps: int = 0  # 0: a new random layout each episode; n: a pool of n maps
     map_seed: int | None = None  # which pool; null: the run's seed
@@ -85,6 +88,7 @@ class OptimConfig:
 class PretrainConfig:
     steps: int = 4_000
     batch_size: int = 64  # episodes a step
+    micro_batch: int | None = None  # rows a backward pass, gradients being summed; null: the whole batch at once
     row_length: int = 72  # episodes are packed into rows of this many steps; 0: one episode a row
     next_observation_weight: float = 0.1  # lambda
     history_dropout: float = 0.0  # probability a step that training wipes the model's memory
@@ -127,6 +131,7 @@ class MetacontrollerConfig:
 class DiscoverConfig:
     steps: int = 3_000
     batch_size: int = 64  # episodes a step
+    micro_batch: int | None = None  # episodes a backward pass, gradients being summed; null: the whole batch at once
     num_buckets: int = 4  # of episode length, so that padding is not paid for
     alpha: float = 0.2  # weight of the KL, a step
     alpha_delay: int = 200  # steps at 0
@@ -165,6 +170,13 @@ class ProposeConfig:
     keep_optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(1e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
     )
+
+
+@dataclass(frozen=True)
+class TransitionsConfig:
+    """How often what RL starts from makes each leg of the task; `controllers.trials` says of how many."""
+
+    untrained_episodes: int = 65_536  # of the policy before RL, on the whole task
 
 
 @dataclass(frozen=True)
@@ -243,6 +255,7 @@ class Config:
     metacontroller: MetacontrollerConfig = field(default_factory=MetacontrollerConfig)
     discover: DiscoverConfig = field(default_factory=DiscoverConfig)
     propose: ProposeConfig = field(default_factory=ProposeConfig)
+    transitions: TransitionsConfig = field(default_factory=TransitionsConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
     expert: ExpertConfig = field(default_factory=ExpertConfig)

@@ -12,6 +12,7 @@ from typing import Any
 
 from envs import api
 from envs.api import Environment
+from envs.tasks import NAMED, SUBGOALS
 from internal_rl import config as config_module
 from internal_rl.config import Config, ConfigError, EnvConfig
 from internal_rl.reuse import take_over
@@ -20,7 +21,8 @@ from internal_rl.versions import maker
 
 
 def make_env(config: Config, tasks: str | None = None) -> Environment:
-    """The environment of a run; `tasks` replaces the pretraining tasks. Raises ConfigError naming the key."""
+    """The environment of a run; `tasks` replaces the pretraining tasks, whose abstract subgoals hold for them, too.
+    Raises ConfigError naming the key."""
     env = config.env
     try:
         taken = api.settings(env.name)
@@ -31,7 +33,11 @@ def make_env(config: Config, tasks: str | None = None) -> Environment:
     for key, value in values.items():
         if key not in taken and value != default[key]:
             raise ConfigError(f"env.{key}={value!r}: env.name={env.name} has no such setting; leave it out")
-    values |= {"tasks": tasks or env.tasks, "map_seed": config.seed if env.map_seed is None else env.map_seed}
+    values |= {
+        "tasks": env.tasks if tasks is None else NAMED.get(tasks, tasks),  # a name would bring its own subgoals
+        "subgoals": env.subgoals or SUBGOALS.get(env.tasks),
+        "map_seed": config.seed if env.map_seed is None else env.map_seed,
+    }
     try:
         return api.make(env.name, **{key: value for key, value in values.items() if key in taken})
     except TypeError as error:

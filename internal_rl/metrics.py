@@ -15,7 +15,8 @@ _RL_METRICS = {
     "num_switches": "mean switches (decisions of the policy) of an episode",
     "approx_kl": "approximate KL from the policy that collected the batch to that of the last pass over it, nats",
     "clip_fraction": "share of decisions whose probability ratio is clipped",
-    "policy_std": "mean standard deviation of the policy's Gaussian",
+    "policy_std": "mean standard deviation of the policy's Gaussian, where it starts from no proposal",
+    "component_std": "mean standard deviation of the mixture's components, where the policy starts from a proposal",
     "grad_norm": "global gradient norm before clipping",
     "episodes_per_second": "episodes collected and learnt from, per second of wall time",
     "updated": "1 if the batch gave an update, 0 if all its returns were equal",
@@ -49,13 +50,22 @@ METRICS: dict[str, tuple[str, str]] = {
     "controllers/steps_per_second": ("step", "gradient steps per second of wall time, evaluation included"),
     "discover/loss": ("step", "NLL + alpha KL"),
     "discover/nll": ("step", "action NLL of the steered base in training (on D*), nats a step"),
-    "discover/kl": ("step", "KL of the posterior of z from the prior, nats a step"),
-    "discover/kl_per_episode": ("step", "the same KL summed over an episode, nats"),
+    "discover/kl": ("step", "KL of the posterior of z from the prior, nats a step, over the steps that the NLL counts"),
+    "discover/kl_per_episode": (
+        "step",
+        "held-out KL summed over an episode, nats: the rate of Fig. 7. Not with metacontroller.shared_noise, whose "
+        "steps share one draw, nor with discover.recovery or splice, which train another likelihood",
+    ),
     "discover/alpha": ("step", "weight of the KL"),
     "discover/switch_rate": ("step", "share of steps at which z is replaced"),
     "discover/true_switch_rate": ("step", "share of steps at which the expert's goal changes"),
     "discover/switch_f1": ("step", "F1 of the switches against the expert's, within discover.tolerance steps"),
     "discover/random_f1": ("step", "F1 of random switches of equal rate"),
+    "discover/switch_f1_colours": (
+        "step",
+        "F1 against the changes of the colour, not of the abstract subgoal",
+    ),
+    "discover/random_f1_colours": ("step", "the same of random switches of equal rate"),
     "discover/switch_f1_within_1": ("step", "F1 of the switches within one step, whatever discover.tolerance"),
     "discover/random_f1_within_1": ("step", "the same of random switches of equal rate"),
     "discover/mid_share": ("step", "share of steps whose beta lies in (0.1, 0.9)"),
@@ -88,6 +98,13 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 
 
+def is_first_leg(name: str) -> bool:
+    """Whether a leg "from>to" begins where the episode does: pretraining shows it."""
+    return name.startswith("start>")
+
+
 def geometric_mean(rates: Mapping[str, float]) -> float:
-    """Geometric mean of probabilities, zero counted as 1e-4; NaN of none."""
-    return float(np.exp(np.log(np.maximum(list(rates.values()), 1e-4)).mean())) if rates else float("nan")
+    """Geometric mean of the probabilities of unseen transitions, the first leg left out, zero counted as 1e-4; NaN of
+    none."""
+    unseen = [rate for name, rate in rates.items() if not is_first_leg(name)]
+    return float(np.exp(np.log(np.maximum(unseen, 1e-4)).mean())) if unseen else float("nan")

@@ -35,14 +35,11 @@ def elbo(
     log_prob: Float[Array, "B T"],
     kl: Float[Array, "B T"],
     alpha: Array,
-    mask: Bool[Array, "B T"],
-    scored: Bool[Array, "B T"] | None = None,
+    scored: Bool[Array, "B T"],
 ) -> ELBO:
-    """-log p(a | o, z) + alpha KL(N(mu, Sigma) || N(0, I)); the KL of every step counts, whatever beta (App. C.4).
-
-    scored: steps whose actions count, where those are not all real ones.
-    """
-    nll, mean_kl = -masked_mean(log_prob, mask if scored is None else scored), masked_mean(kl, mask)
+    """-log p(a | o, z) + alpha KL(N(mu, Sigma) || N(0, I)), both means over the `scored` steps; the KL counts at each
+    of them, whatever beta (App. C.4)."""
+    nll, mean_kl = -masked_mean(log_prob, scored), masked_mean(kl, scored)
     return ELBO(nll + alpha * mean_kl, nll, mean_kl)
 
 

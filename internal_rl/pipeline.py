@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from internal_rl.analysis import transitions
+from internal_rl.analysis.figures import Curve, first_reached, success_curves
 from internal_rl.analysis.record import record_episode
 from internal_rl.analysis.report import write_report
 from internal_rl.config import STAGES, ConfigError, to_dict
@@ -111,15 +113,24 @@ def summarise(run: Run) -> dict[str, Any]:
     stages = {stage: run.result(stage) or {} for stage in STAGES if stage != "report"}
     found = lambda stage, *but: {k: v for k, v in stages[stage].items() if k not in ("seconds", "made_by", *but)}
     success = {key: value for key, value in stages["collect"].items() if key.startswith("success")}
+    transitions_found = found("transitions")
     summary: dict[str, Any] = {
         "experiment": run.config.experiment_name,
         "seed": run.config.seed,
         "expert": {**success, **stages["controllers"].get("expert", {})},
         "base": found("pretrain"),
         "controllers": found("controllers", "expert"),
-        "discovery": {**found("discover"), "unseen_transitions": found("transitions")},
+        "discovery": {
+            **found("discover"),
+            "unseen_transitions": transitions_found.get("held", {}),
+            "redrawn_transitions": transitions_found.get("redrawn", {}),
+            "transition_trials": transitions_found.get("trials", {}),
+            "untrained": transitions_found.get("untrained", {}),
+        },
         "proposal": found("propose"),
     }
+    lines = read_metrics(run.directory)
+    curves = lambda algorithm: success_curves(lines, algorithm)
     rl, made_by = run.config.reinforce, [result["made_by"] for result in stages.values() if "made_by" in result]
     for algorithm in ALGORITHMS:
         results = [run.result(f"{algorithm}_{seed}") for seed in range(rl.num_seeds)]
@@ -130,6 +141,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "episodes": rl.episodes,
             "success": [result["success"] for result in finished],
             "before": [result["before"] for result in finished],
+            **_learning_speed(curves(algorithm), [seed for seed, result in enumerate(results) if result]),
         }
         if 0 < (best := summary["expert"].get("success_posttraining", 1.0)) < 1:  # Fig. 8 divides by it
             summary[algorithm]["normalised_success"] = [result["success"] / best for result in finished]
@@ -140,6 +152,17 @@ def summarise(run: Run) -> dict[str, Any]:
         "config": {**to_dict(run.config), "run_dir": None, "reuse": None},  # paths of this machine
         **{key: _joined([each[key] for each in made_by or [now]]) for key in now},
     }
+
+
+def _learning_speed(curves: Mapping[int, Curve], seeds: list[int]) -> dict[str, Any]:
+    """Of each seed the episodes to its first success and to a batch with success .5 (None: never), and the share of
+    seeds that came so far."""
+    reached = {
+        name: [first_reached(curves[seed], level) if seed in curves else None for seed in seeds]
+        for name, level in (("episodes_to_first_success", 1e-9), ("episodes_to_half", 0.5))
+    }
+    halves = reached["episodes_to_half"]
+    return {**reached, "took_off": float(np.mean([half is not None for half in halves])) if halves else None}
 
 
 def _joined(values: list[Any]) -> Any:

@@ -29,7 +29,7 @@ READS = {
     "controllers": ("controllers", "discover.num_buckets", "env.post_tasks", "env.horizon"),
     "discover": ("metacontroller", "discover"),
     "propose": ("propose",),
-    "transitions": ("propose", "policy.gain", "policy.initial_std", "env.post_tasks", "env.horizon"),
+    "transitions": ("propose", "policy", "transitions", "env.post_tasks", "env.horizon"),
     "raw_rl": ("reinforce", "env.post_tasks", "env.horizon"),
 }
 AFTER: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from internal_rl.tracking import Tracker, progress
 
 Params = Any
 Metrics = dict[str, jax.Array]
+Means = TypeVar("Means")  # a pytree of means
 
 
 @struct.dataclass
@@ -83,14 +84,55 @@ def init_state(params: Params, optimiser: optax.GradientTransformation) -> Train
     return TrainState(params, optimiser.init(params), jnp.zeros((), jnp.int32))
 
 
+def mean_gradient(
+    loss_fn: Callable[[Params, Any], tuple[jax.Array, tuple[Means, Any]]],
+    params: Params,
+    rows: Any,
+    micro_batch: int | None,
+) -> tuple[Params, Means]:
+    """(gradient, metrics) of a mean over all `rows`, computed for `micro_batch` rows at a time (None: all at once).
+
+    rows: a pytree of arrays [B, ...]. loss_fn(params, rows) -> (mean, (metrics, count)), where metrics are means over
+    the same `count` steps: pieces are weighed by it, so that the result does not depend on where a batch is cut.
+    Raises ValueError if micro_batch does not divide B.
+    """
+    size = len(jax.tree.leaves(rows)[0])
+    if micro_batch is None or micro_batch >= size:
+        gradient, (metrics, _) = jax.grad(loss_fn, has_aux=True)(params, rows)
+        return gradient, metrics
+    if size % micro_batch:
+        raise ValueError(f"a batch of {size} rows cannot be cut into pieces of {micro_batch}")
+
+    def weighted(params: Params, piece: Any) -> tuple[jax.Array, tuple[Means, Any]]:
+        mean, (metrics, count) = loss_fn(params, piece)
+        return count * mean, (jax.tree.map(lambda x: count * x, metrics), count)
+
+    def accumulate(sums: Any, piece: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, jax.grad(weighted, has_aux=True)(params, piece)), None
+
+    pieces = jax.tree.map(lambda x: x.reshape(-1, micro_batch, *x.shape[1:]), rows)
+    shapes = jax.eval_shape(jax.grad(weighted, has_aux=True), params, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (gradient, (metrics, count)), _ = jax.lax.scan(accumulate, zeros, pieces)
+    return jax.tree.map(lambda x: x / jnp.maximum(count, 1), (gradient, metrics))
+
+
 def make_update(
-    loss_fn: Callable[..., tuple[jax.Array, Metrics]], optimiser: optax.GradientTransformation
+    loss_fn: Callable[..., tuple[jax.Array, tuple[Metrics, Any]]],
+    optimiser: optax.GradientTransformation,
+    micro_batch: int | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """A jitted (state, *inputs) -> (state, metrics) around `loss_fn(params, step, *inputs) -> (loss, metrics)`."""
+    """A jitted (state, frozen, rows) -> (state, metrics) around
+    `loss_fn(params, step, frozen, rows) -> (loss, (metrics, count))`; see `mean_gradient`.
+
+    frozen: what the loss reads and nothing trains. rows: the batch, a row an example.
+    """
 
     @jax.jit
-    def update(state: TrainState, *inputs: Any) -> tuple[TrainState, Metrics]:
-        (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.step, *inputs)
+    def update(state: TrainState, frozen: Any, rows: Any) -> tuple[TrainState, Metrics]:
+        gradients, metrics = mean_gradient(
+            lambda params, rows: loss_fn(params, state.step, frozen, rows), state.params, rows, micro_batch
+        )
         updates, optimiser_state = optimiser.update(gradients, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {**metrics, "grad_norm": global_norm(gradients)}
@@ -102,7 +144,7 @@ def make_update(
 def run(
     update: Callable[..., tuple[TrainState, Metrics]],
     state: TrainState,
-    inputs: Callable[[int], tuple],
+    inputs: Callable[[int], tuple[Any, Any]],
     *,
     stage: str,
     steps: int,
@@ -115,9 +157,10 @@ def run(
 ) -> tuple[TrainState, dict[str, float]]:
     """Take gradient steps up to `steps`, from the checkpoint in `directory` if there is one.
 
-    inputs(step) gives the arguments of `update` after the state. Metrics are fetched one log line late, so that
-    the host never waits for the step it has just sent. Returns the last state and its scores by `evaluate`, which
-    is also asked every `evaluate_every` steps (0: only then). Raises Interrupted after SIGINT or SIGTERM, once saved.
+    inputs(step) gives the arguments of `update` after the state, (frozen, rows). Metrics are fetched one log line late,
+    so that the host never waits for the step it has just sent. Returns the last state and its scores by `evaluate`,
+    which is also asked every `evaluate_every` steps (0: only then). Raises Interrupted after SIGINT or SIGTERM, once
+    saved.
     """
     running = directory / "running"
     if checkpoint.exists(running):

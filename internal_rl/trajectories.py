@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import jax
 import numpy as np
 from flax import struct
 
+from internal_rl import streams
+
 ARRAYS = ("observation", "action", "target", "length")
-LABELS = ("subgoal", "place", "oracle_log_prob", "bayes_log_prob")  # the last one where it can be had
+LABELS = ("subgoal", "colour", "place", "oracle_log_prob", "bayes_log_prob")  # the last one where it can be had
 
 
 class DatasetError(ValueError):
@@ -41,6 +44,13 @@ class Behaviour:
     def offset(self) -> np.ndarray:
         """First step of each episode, [E]."""
         return np.cumsum(self.length) - self.length
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Whether a step is the first of its episode, bool [S]."""
+        starts = np.zeros(len(self.action), bool)
+        starts[self.offset] = True
+        return starts
 
 
 @struct.dataclass
@@ -191,71 +201,84 @@ def length_buckets(length: np.ndarray, num_buckets: int) -> list[int]:
     return sorted(edges)
 
 
+def gather(data: Behaviour, index: np.ndarray) -> Batch:
+    """The batch of step indices [B, T] (-1: padding)."""
+    mask, index = index >= 0, np.maximum(index, 0)
+    first = data.starts[index] & mask
+    first[:, 0] = True
+    # Padding follows the last episode of a row; as an episode of its own it cannot disturb that one.
+    first[:, 1:] |= mask[:, :-1] & ~mask[:, 1:]
+    return Batch(data.observation[index], data.action[index], data.target[index], mask, first)
+
+
 class Batches:
-    """Random batches of whole episodes, a pure function of (seed, step), so that a resumed run sees the same ones.
+    """Random batches of whole episodes, a pure function of (seed, stream, step), so that a resumed run sees the same
+    ones.
 
     `rows` groups of equal width are drawn in proportion to the steps they hold; each batch has about the
     same number of steps whatever the width of its rows.
     """
 
-    def __init__(self, data: Behaviour, groups: list[np.ndarray], batch_size: int, seed: int):
-        """groups: each int32 [rows, width] of step indices, -1 for padding; batch_size: episodes a batch on average."""
-        self.data, self.groups, self.seed = data, groups, seed
+    def __init__(
+        self,
+        data: Behaviour,
+        groups: list[np.ndarray],
+        batch_size: int,
+        seed: int,
+        stream: str,
+        multiple: int = 1,
+    ):
+        """groups: each int32 [rows, width] of step indices, -1 for padding; batch_size: episodes a batch on average;
+        stream: a name of `streams`; multiple: a batch's rows are a multiple of it."""
+        self.data, self.groups, self.seed, self.stream = data, groups, seed, stream
         real = np.array([(group >= 0).sum() for group in groups], float)
         self.share = real / real.sum()
         tokens = batch_size * len(data.action) / len(data.length)
         fill = [(group >= 0).mean() for group in groups]
-        self.rows = [max(1, round(tokens / (group.shape[1] * f))) for group, f in zip(groups, fill, strict=True)]
-        self.first = np.zeros(len(data.action), bool)
-        self.first[data.offset] = True
+        rows = [tokens / (group.shape[1] * f) for group, f in zip(groups, fill, strict=True)]
+        self.rows = [multiple * max(1, round(number / multiple)) for number in rows]
         self.padding = float(1 - real.sum() / sum(group.size for group in groups))
 
     def __call__(self, step: int) -> Batch:
-        return self.gather(self.draw(step))
+        return gather(self.data, self.draw(step))
 
     def labelled(self, step: int) -> tuple[Batch, np.ndarray]:
         """Batch number `step` and its subgoals [B, T] (for diagnostics only; the data must be loaded with labels)."""
         index = self.draw(step)
-        return self.gather(index), self.data.labels["subgoal"][np.maximum(index, 0)]
+        return gather(self.data, index), self.data.labels["subgoal"][np.maximum(index, 0)]
 
     def draw(self, step: int) -> np.ndarray:
         """Step indices [B, T] of batch number `step`, -1 for padding."""
-        rng = np.random.default_rng((self.seed, step))
+        rng = streams.generator(self.seed, self.stream, step)
         group = rng.choice(len(self.groups), p=self.share)
         return self.groups[group][rng.integers(len(self.groups[group]), size=self.rows[group])]
 
-    def gather(self, index: np.ndarray) -> Batch:
-        """The batch of step indices [B, T] (-1: padding)."""
-        mask, index = index >= 0, np.maximum(index, 0)
-        data = self.data
-        first = self.first[index] & mask
-        first[:, 0] = True
-        # Padding follows the last episode of a row; as an episode of its own it cannot disturb that one.
-        first[:, 1:] |= mask[:, :-1] & ~mask[:, 1:]
-        return Batch(data.observation[index], data.action[index], data.target[index], mask, first)
 
-
-def packed_batches(data: Behaviour, row_length: int, batch_size: int, seed: int) -> Batches:
+def packed_batches(
+    data: Behaviour, row_length: int, batch_size: int, seed: int, stream: str, multiple: int = 1
+) -> Batches:
     """Batches of rows that hold several episodes end to end (0: one episode a row)."""
     row_length = row_length or int(data.length.max())
-    rng = np.random.default_rng(seed)
+    rng = streams.generator(seed, stream)
     rows = pack(data.length, row_length, rng)
     index = np.full((len(rows), row_length), -1, np.int32)
     offset = data.offset
     for row, episodes in enumerate(rows):
         steps = np.concatenate([np.arange(offset[e], offset[e] + data.length[e]) for e in episodes])
         index[row, : len(steps)] = steps
-    return Batches(data, [index], batch_size, seed)
+    return Batches(data, [index], batch_size, seed, stream, multiple)
 
 
-def bucketed_batches(data: Behaviour, num_buckets: int, batch_size: int, seed: int) -> Batches:
+def bucketed_batches(
+    data: Behaviour, num_buckets: int, batch_size: int, seed: int, stream: str, multiple: int = 1
+) -> Batches:
     """Batches of one episode a row, rows of a batch being of one of `num_buckets` lengths."""
     groups, shorter = [], 0
     for edge in length_buckets(data.length, num_buckets):
         episodes = np.flatnonzero((data.length > shorter) & (data.length <= edge))
         groups.append(episode_rows(data, episodes, edge))
         shorter = edge
-    return Batches(data, groups, batch_size, seed)
+    return Batches(data, groups, batch_size, seed, stream, multiple)
 
 
 def episode_rows(data: Behaviour, episodes: np.ndarray, width: int) -> np.ndarray:
@@ -268,7 +291,7 @@ def whole(data: Behaviour, episodes: int | None = None) -> tuple[Batch, dict[str
     """The first `episodes` as one padded batch [B, T] (T the longest), with its labels [B, T]."""
     count = min(episodes or len(data.length), len(data.length))
     index = episode_rows(data, np.arange(count), int(data.length[:count].max()))
-    batch = Batches(data, [index], 1, 0).gather(index)
+    batch = gather(data, index)
     return jax.tree.map(np.asarray, batch), {name: label[np.maximum(index, 0)] for name, label in data.labels.items()}
 
 

@@ -40,11 +40,14 @@ POSITIVE = {
     ),
     "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise", "initial_noise"),
     "policy": ("width", "mlp_width", "num_heads", "initial_std", "gain"),
+    "transitions": ("untrained_episodes",),
     "tracker": ("log_every",),
     **dict.fromkeys(OPTIMISERS, ("learning_rate",)),
 }  # fmt: skip
 POSITIVE_OR_NULL = {
     "collect": ("max_steps",),
+    "pretrain": ("micro_batch",),
+    "discover": ("micro_batch",),
     "model": ("embedding_variance",),
     **dict.fromkeys(OPTIMISERS, ("clip", "embedding_learning_rate", "muon_learning_rate")),
 }
@@ -95,6 +98,14 @@ def validate(config: "Config") -> "Config":
         require(0 <= value(path) <= 1, f"{path}={value(path)} is a share in [0, 1]")
     for path in paths(BELOW_ONE):
         require(0 <= value(path) < 1, f"{path}={value(path)} must lie in [0, 1)")
+    for path in ("seed", "env.map_seed"):  # a key holds 32 bits of a seed: 2**32 would be 0 again
+        require((value(path) or 0) < 2**32, f"{path}={value(path)} must be below 2**32")
+    for stage in ("pretrain", "discover"):
+        size, piece = value(f"{stage}.batch_size"), value(f"{stage}.micro_batch")
+        require(
+            piece is None or not config.collect.on_the_fly or size % piece == 0,
+            f"{stage}.micro_batch={piece} must divide {stage}.batch_size={size} with collect.on_the_fly",
+        )
     model, collect, discover, reinforce = config.model, config.collect, config.discover, config.reinforce
     for path in OPTIMISERS:
         trains_base = path in ("pretrain.optim", "reinforce.optim") or (path == "discover.optim" and discover.cotrain)

@@ -50,7 +50,7 @@ def benchmark(config: Config) -> None:
     env, post = make_env(config), make_env(config, config.env.post_tasks)
     if not isinstance(env.action_spec, Discrete):
         raise ConfigError(f"env.name={config.env.name}: this is for discrete actions; see scripts/benchmark_ant.py")
-    key, batch = jax.random.key(0), config.reinforce.batch_size
+    key, episode_key, batch = *jax.random.split(jax.random.key(0)), config.reinforce.batch_size
     device = jax.devices()[0]
     print(f"{device.platform} {device.device_kind} x {len(jax.devices())}")
     print(f"{'':<44}{'batch':>8}{'steps a second':>16}")
@@ -65,7 +65,7 @@ def benchmark(config: Config) -> None:
 
         return jax.lax.scan(advance, state, jnp.arange(env.horizon))[1]
 
-    keys = jax.random.split(key, batch)
+    keys = jax.random.split(episode_key, batch)
     step = jax.jit(random_actions)
     report("environment, random actions", batch, batch * env.horizon, seconds(lambda: step(keys)))
     horizon = config.collect.max_steps or env.horizon
@@ -83,14 +83,15 @@ def benchmark(config: Config) -> None:
     update = make_update(pretrain.pretraining_loss(graphdef, 0.1), optimiser)
     state = init_state(params, optimiser)
     tokens = float(data.mask.sum())
-    report("base model, training (unpacked rows)", rows, tokens, seconds(lambda: update(state, data)))
+    report("base model, training (unpacked rows)", rows, tokens, seconds(lambda: update(state, None, data)))
 
     meta_graph, meta_params = discover.build(config)
     loss = discover.discovery_loss(config, graphdef, meta_graph)
     optimiser = make_optimiser(config.discover.optim, 100)
     update_meta = make_update(loss, optimiser)
     meta_state = init_state({"metacontroller": meta_params}, optimiser)
-    elapsed = seconds(lambda: update_meta(meta_state, params, data, key))
+    batch_of_rows = data, jax.random.split(episode_key, rows)
+    elapsed = seconds(lambda: update_meta(meta_state, params, batch_of_rows))
     report("metacontroller, training (one bucket)", rows, tokens, elapsed)
 
     policy = LatentPolicy(config.model.width, config.metacontroller.latent, config.policy, nnx.Rngs(0))

@@ -11,8 +11,7 @@ runtime.setup()
 import argparse
 import sys
 
-import jax
-
+from internal_rl import streams
 from internal_rl.checkpoint import CheckpointError
 from internal_rl.config import ConfigError
 from internal_rl.experiment import load_run
@@ -44,7 +43,7 @@ def main() -> None:
                 print(f"{arguments.algorithm} seed {rl_seed}: not finished")
                 continue
             params = load_policy(run.config, learner, frozen, run.directory, rl_seed)
-            episodes = play(params, frozen, jax.random.key(arguments.seed), arguments.episodes)
+            episodes = play(params, frozen, streams.key(arguments.seed, "evaluate"), arguments.episodes)
             print(
                 f"{arguments.algorithm} seed {rl_seed} on {run.config.env.post_tasks}: "
                 f"success {float(episodes.success.mean()):.3f}, steps {float(episodes.length.mean()):.1f}, "

@@ -42,7 +42,7 @@ def suggest(trial: Any, space: dict[str, Any]) -> list[str]:
 def values(run: Path) -> tuple[float, float]:
     """(controllers' success, geometric mean of the unseen transitions) of a run; no success at all counts as 1e-4."""
     read = lambda stage: json.loads((run / "results" / f"{stage}.json").read_text())
-    start = read("transitions").get("start") or {"none": 0.0}
+    start = read("transitions")["held"].get("start") or {"none": 0.0}
     return read("controllers")["success"], geometric_mean(start)
 
 

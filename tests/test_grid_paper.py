@@ -26,6 +26,7 @@ def run_paper_preset(directory, steps: int, batch: int | None) -> tuple[Config, 
             "collect.valid_episodes=4",
             "controllers.episodes=2",
             "controllers.trials=1",
+            "transitions.untrained_episodes=2",
         ]
     )
     run_stages(open_run(config))
@@ -46,6 +47,19 @@ def check_every_stage(tmp_path, steps, batch):
     assert summary["base"]["oracle_nll"] < summary["base"]["bayes_nll"] < summary["base"]["nll"]
     assert summary["internal_rl"]["episodes"] == steps * config.reinforce.batch_size
     assert len(summary["internal_rl"]["success"]) == len(summary["raw_rl"]["success"]) == 1
-    unseen = summary["discovery"]["unseen_transitions"]  # without those that untrained controllers never reach
+    check_pairs(summary)
+
+
+def check_pairs(summary: dict) -> None:
+    """Controllers, transitions and F1 are those of Table A1's pairs; F1 is given against colours, too."""
+    discovery, controllers = summary["discovery"], summary["controllers"]
+    names = ("start>0-1", "0-1>2-3", "2-3>4-5", "4-5>6-7", "6-7>0-1")
+    along = [f"{position}: {name}" for position, name in enumerate((*names, "0-1>2-3"))]
+    assert list(controllers["by_transition"]) == along
+    unseen = discovery["unseen_transitions"]  # without those that untrained controllers never reach
     assert set(unseen) == {"base", "prior", "same_code", "first_code", "start"}
-    assert all(set(rates) <= {"1>2", "3>4", "5>6", "7>0"} for rates in unseen.values())
+    assert all("start>0-1" in rates and set(rates) <= set(names) for rates in unseen.values())
+    assert unseen.keys() == discovery["redrawn_transitions"].keys() == discovery["transition_trials"].keys()
+    assert {"switch_f1", "switch_f1_colours", "random_f1_colours", "nll_hard"} <= set(discovery)
+    # The expert's subgoal changes half as often, and less, as its colour: 2 against 5 times for three pairs.
+    assert discovery["true_switch_rate"] < 0.1

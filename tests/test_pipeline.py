@@ -64,7 +64,20 @@ def test_summary_has_every_promised_key(run_dir):
         "start",
         "expert",
     }
+    legs = {"start>0", "0>1"}
+    for key in ("unseen_transitions", "redrawn_transitions", "transition_trials"):
+        assert all(set(found) == legs for found in summary["discovery"][key].values()), key
+    held, redrawn = (summary["discovery"][f"{key}_transitions"] for key in ("unseen", "redrawn"))
+    assert all(held[source][leg] <= redrawn[source][leg] for source in held for leg in legs)
+    assert held["base"] == redrawn["base"]
+    trials = summary["discovery"]["transition_trials"]["start"]
+    assert 0 < trials["0>1"] < trials["start>0"]
+    untrained = summary["discovery"]["untrained"]
+    assert untrained["episodes"] == 64
+    assert 0 < untrained["successes"] < 64
     assert summary["internal_rl"]["episodes"] == summary["raw_rl"]["episodes"] == 256
+    assert len(summary["internal_rl"]["episodes_to_first_success"]) == 1
+    assert summary["raw_rl"]["took_off"] in (0.0, 1.0)
     assert len(summary["internal_rl"]["success"]) == 1
     assert {"config", "versions", "device", "commit"} <= set(summary)
     assert 0 < summary["expert"].pop("success_collecting") < 1  # episodes are cut
@@ -118,7 +131,7 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
     for override, expected in (
         ("discover.alpha=0.5", [*upstream, "raw_rl"]),
         ("env.post_tasks=1-2", ["collect", "pretrain", "discover", "propose"]),
-        ("policy.width=8", [*upstream, "discover", "propose", "transitions", "raw_rl"]),
+        ("policy.width=8", [*upstream, "discover", "propose", "raw_rl"]),
         ("model.control_layer=1", [*upstream, "discover", "propose", "transitions", "raw_rl"]),  # as it was
         ("propose.steps=11", [*upstream, "discover", "raw_rl"]),
         ("pretrain.steps=21", ["collect"]),
@@ -306,9 +319,9 @@ def test_transitions_of_the_base_alone_are_those_of_the_pretrained_one(run_dir, 
     monkeypatch.setattr(transitions, "load_metacontroller", lambda *_: (base_graph, "cotrained", graphdef, params))
     played = {}
 
-    def play(env, graphs, steering, parameters, goal_params, codes, *_):
+    def play(env, graphs, steering, parameters, goal_params, latents, *_):
         played[steering] = parameters[0]
-        return np.ones((2, len(codes)), bool)
+        return np.ones((3, len(latents.codes)), bool)
 
     monkeypatch.setattr(transitions, "_play", play)
     transitions.run(run.config, run_dir)
@@ -321,7 +334,7 @@ def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):
     done = script("aggregate", str(run_dir.parent), "--page", str(page), "--title", "Smoke")
     assert done.returncode == 0, done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
-    start = np.prod(list(summary["discovery"]["unseen_transitions"]["start"].values()))  # one transition
+    start = summary["discovery"]["unseen_transitions"]["start"]["0>1"]  # the one unseen transition
     line = next(line for line in done.stdout.splitlines() if line.startswith("| run | 0-1"))
     assert f"| {max(start, 1e-4):.3f} | {summary['internal_rl']['success'][0]:.3f} |" in line
     text = (page / "README.md").read_text()

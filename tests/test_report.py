@@ -15,6 +15,7 @@ from internal_rl.analysis import animation, figures
 from internal_rl.analysis.figures import (
     between_groups,
     curve,
+    first_reached,
     gate_picture,
     quartiles,
     success_curves,
@@ -31,7 +32,7 @@ PICTURES = [
     "success.png",
     "transitions.png",
 ]
-UNSEEN = ("0>1", "1>2", "2>3")
+LEGS = ("start>0", "0>1", "1>2", "2>3")
 ENV = {"name": "gridworld", "size": 6, "num_colours": 8, "num_walls": 0}
 
 
@@ -43,7 +44,7 @@ def fake_summary() -> dict[str, Any]:
     accuracy = {"all": 0.951, "chance": 0.137, "0": 0.93, "1": 0.96, "2": 0.97}
     controllers = dict.fromkeys(("0: start>0", "1: 0>1", "2: 1>2", "3: 2>3"), 0.97)
     task = {"task": "0-1-2-3", "episodes": 331_776}
-    shares = lambda *values: dict(zip(UNSEEN, values, strict=True))
+    shares = lambda *values: dict(zip(LEGS, values, strict=True))
     return {
         "experiment": "quickstart",
         "seed": 0,
@@ -53,10 +54,13 @@ def fake_summary() -> dict[str, Any]:
             **scores, **yardsticks, **switching, "true_switch_rate": 0.114, "kl": 0.58, "kl_per_episode": 15.6,
             "code_accuracy": {"subgoal": accuracy, "place": {**accuracy, "all": 0.944}},
             "unseen_transitions": {
-                "prior": shares(0.04, 0.06, 0.03),
-                "same_code": shares(0.85, 0.91, 0.78),
-                "base": shares(0.002, 0.0, 0.004),
+                "prior": shares(0.1, 0.04, 0.06, 0.03),
+                "same_code": shares(0.9, 0.85, 0.91, 0.78),
+                "base": shares(0.12, 0.002, 0.0, 0.004),
             },
+            "redrawn_transitions": {"prior": shares(0.2, 0.05, 0.1, 0.04), "base": shares(0.12, 0.002, 0.0, 0.004)},
+            "transition_trials": {"prior": shares(2000, 1990, 1800, 1700)},
+            "untrained": {"episodes": 65_536, "successes": 3},
         },
         "internal_rl": {**task, "success": [0.91, 0.942, 0.968], "before": [0.001, 0.0, 0.0]},
         "raw_rl": {**task, "success": [0.0, 0.0, 0.0], "before": [0.0, 0.0, 0.0]},
@@ -150,6 +154,13 @@ def test_report_holds_the_numbers(run_dir: Path) -> None:
     assert "subgoal with accuracy 0.95 (0.93, 0.96, 0.97 for the first, second, ... of an episode); chance 0.14" in page
     assert "1 h 13 min" in page  # all stages
     assert "Left out" not in page
+
+
+def test_report_gives_both_rates_of_every_leg_their_product_and_the_untrained_policys(run_dir: Path) -> None:
+    page = (run_dir / "report.html").read_text()
+    assert "<td>0.100 / 0.200 (2000)</td><td>0.040 / 0.050 (1990)</td>" in page
+    assert "<td>7.2e-06 / 4.0e-05</td>" in page  # .1 x .04 x .06 x .03 and .2 x .05 x .1 x .04
+    assert "Before RL the policy succeeded in 3 of 65,536 episodes of the task." in page
 
 
 def test_report_loads_nothing_and_runs_nothing(run_dir: Path) -> None:
@@ -322,6 +333,19 @@ def test_transition_shares_average_repeats_and_skip_seen_ones() -> None:
     assert shares == {"base": {"0>1": 0.1}, "supervised": {"0>1": 0.5}}
     assert transition_shares({}, {"by_transition": by_transition}) == {"supervised": {"0>1": 0.5, "1>2": 0.9}}
     assert transition_shares({}, {}) == {}
+
+
+def test_the_first_leg_is_drawn_where_latents_were_measured_on_it() -> None:
+    by_transition = {"0: start>0": 0.9, "1: 0>1": 0.4}
+    shares = transition_shares(
+        {"unseen_transitions": {"prior": {"start>0": 0.3, "0>1": 0.1}}}, {"by_transition": by_transition}
+    )
+    assert shares["supervised"] == {"start>0": 0.9, "0>1": 0.4}
+
+
+def test_episodes_until_a_level_is_reached() -> None:
+    points = np.array([100.0, 200.0, 300.0]), np.array([0.0, 0.6, 0.4])
+    assert [first_reached(points, level) for level in (1e-9, 0.5, 0.7)] == [200, 200, None]
 
 
 def test_a_share_of_hardly_any_episode_is_not_drawn() -> None:

@@ -36,7 +36,7 @@ def test_values_are_read_from_the_run(search, tmp_path):
     results.mkdir()
     (results / "controllers.json").write_text(json.dumps({"success": 0.5}))
     rates = {"prior": {"0>1": 0.1, "1>2": 0.1}, "start": {"0>1": 0.09, "1>2": 0.0}}
-    (results / "transitions.json").write_text(json.dumps(rates))
+    (results / "transitions.json").write_text(json.dumps({"held": rates}))
     assert search.values(tmp_path) == pytest.approx((0.5, 0.003))
 
 
@@ -54,7 +54,7 @@ def test_a_search_that_goes_on_tries_other_settings(search, monkeypatch, tmp_pat
             run = job.log.with_suffix("")
             (run / "results").mkdir(parents=True)
             (run / "results" / "controllers.json").write_text('{"success": 0.5}')
-            (run / "results" / "transitions.json").write_text('{"prior": {"0>1": 0.1}, "start": {"0>1": 0.1}}')
+            (run / "results" / "transitions.json").write_text('{"held": {"start": {"0>1": 0.1}}}')
             tried.append((job.name, tuple(part for part in job.command if not part.startswith("run_dir="))))
             finished(job)
 

@@ -71,8 +71,10 @@ def test_every_stage_has_one_x_axis() -> None:
 
 
 def test_geometric_mean_of_rates() -> None:
-    assert geometric_mean({"a": 0.0, "b": 1.0}) == pytest.approx(0.01)
+    assert geometric_mean({"0>1": 0.0, "1>2": 1.0}) == pytest.approx(0.01)
+    assert geometric_mean({"start>0": 0.5, "0>1": 0.2}) == pytest.approx(0.2)  # pretraining shows the first leg
     assert math.isnan(geometric_mean({}))
+    assert math.isnan(geometric_mean({"start>0": 0.5}))
 
 
 def test_unknown_metric_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

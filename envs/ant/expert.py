@@ -79,7 +79,7 @@ def features(world: AntWorld, plan: AntPlan, state: AntState) -> Float[Array, "3
 def _arrow(world: AntWorld, plan: AntPlan, state: AntState) -> tuple[Array, Array]:
     """(cell of the torso, the move that its arrow says)."""
     cell, _ = world.cell(state.qpos[:2])
-    return cell, plan.arrows[state.pinpad.subgoal, cell]
+    return cell, plan.arrows[state.pinpad.colour, cell]
 
 
 def turn(world: AntWorld, plan: AntPlan, state: AntState) -> Int[Array, ""]:

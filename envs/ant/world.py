@@ -16,7 +16,6 @@ from envs import api, pinpad
 from envs.ant import model
 from envs.ant.symmetry import QUARTER, rotation, turn_body, turn_legs, turn_legs_back, yaw
 from envs.gridworld import GridWorld
-from envs.tasks import parse
 
 if TYPE_CHECKING:
     from envs.ant.native import NativeAnts
@@ -61,7 +60,7 @@ class AntWorld:
     is not a visit: a gait sways across borders. A state that is not finite ends the episode, too, and is not kept: the
     observation stays that of the step before.
 
-    size, num_colours, num_walls, horizon, tasks, num_maps, map_seed, first_map: as of GridWorld.
+    size, num_colours, num_walls, horizon, tasks, num_maps, map_seed, first_map, subgoals: as of GridWorld.
     observation: "allocentric" (the paper's, `observe`) or "egocentric" (legs are numbered from the one to the
     north-east, in actions, too; vectors seen from the torso's heading, its cell as a one-hot: much easier to imitate).
     cell_size: m. frame_skip: physics steps of 10 ms per control step. physics: "mjx" (compiled, in `step`), "native"
@@ -82,6 +81,7 @@ class AntWorld:
         cell_size: float = 2.0,
         frame_skip: int = 5,
         physics: str = "auto",
+        subgoals: str | None = None,
     ):
         if observation not in OBSERVATIONS:
             raise ValueError(f"env.observation={observation!r} is none of {', '.join(OBSERVATIONS)} for the ant")
@@ -90,13 +90,20 @@ class AntWorld:
         if cell_size <= 0 or frame_skip < 1:
             raise ValueError(f"env.cell_size={cell_size} and env.frame_skip={frame_skip} must be positive")
         self.grid = GridWorld(
-            size, num_colours, num_walls, tasks=tasks, num_maps=num_maps, map_seed=map_seed, first_map=first_map
+            size,
+            num_colours,
+            num_walls,
+            tasks=tasks,
+            num_maps=num_maps,
+            map_seed=map_seed,
+            first_map=first_map,
+            subgoals=subgoals,
         )
         self.size, self.num_colours, self.num_walls, self.horizon = size, num_colours, num_walls, horizon
         self.cell_size, self.frame_skip = cell_size, frame_skip
         self.control_step = frame_skip * model.TIMESTEP  # s
         self.on_host = jax.default_backend() == "cpu" if physics == "auto" else physics == "native"
-        self.tasks = parse(tasks, num_colours)
+        self.tasks = self.grid.tasks
         self.observation_kind = observation
         proprioception = model.NUM_POSITIONS - 2 + model.NUM_VELOCITIES
         extra = {"allocentric": 0, "egocentric": 3 + size * size}[observation]

@@ -21,6 +21,7 @@ ALGORITHMS = {"internal_rl": ("internal RL", INTERNAL), "raw_rl": ("raw-action R
 # Key of the scores under "discovery" -> (label, colour). Blue: a latent that belongs to the subgoal.
 LATENT_SOURCES = {
     "nll": ("posterior z", INTERNAL),
+    "nll_hard": ("the same,\nhard switch", INTERNAL),
     "nll_same_code": ("z of same\nsubgoal", INTERNAL),
     "nll_first_code": ("z of a first\nsegment", INTERNAL),
     "nll_prior": ("prior z", PALE),
@@ -91,6 +92,13 @@ def success_curves(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[int, 
     return {seed: points for seed, points in curves.items() if len(points[0])}
 
 
+def first_reached(points: Curve, level: float) -> int | None:
+    """Episodes after which a batch's success first was at least `level`; None if it never was."""
+    episodes, success = points
+    reached = np.flatnonzero(success >= level)
+    return int(episodes[reached[0]]) if len(reached) else None
+
+
 def quartiles(curves: Mapping[int, Curve]) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "3 N"]]:
     """Lower quartile, median and upper quartile over seeds, at every x that all of them have reached."""
     shared = sorted(set.intersection(*(set(x.tolist()) for x, _ in curves.values())))
@@ -112,7 +120,8 @@ def between_groups(
 
 
 def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """{source: {"from>to": probability}} of the unseen transitions, the supervised controllers' among them.
+    """{source: {"from>to": probability}} of the first leg and the unseen transitions, the supervised controllers' among
+    them.
 
     Where no latents were measured: all transitions that the controllers were measured on. These play whole tasks:
     a share of fewer than MIN_TRIALS episodes is left out.
@@ -124,7 +133,8 @@ def transition_shares(discovery: Mapping[str, Any], controllers: Mapping[str, An
     for key, share in (controllers.get("by_transition") or {}).items():
         position, transition = key.split(": ")  # "1: 0>1", a transition may come twice in a task
         enough = controllers.get("trials", {}).get(key, MIN_TRIALS) >= MIN_TRIALS  # older runs did not count them
-        if share is not None and enough and position != "0" and (not unseen or transition in unseen):
+        wanted = transition in unseen if unseen else position != "0"
+        if share is not None and enough and wanted:
             supervised.setdefault(transition, []).append(share)
     if supervised:
         shares["supervised"] = {name: float(np.mean(values)) for name, values in supervised.items()}
@@ -365,7 +375,9 @@ def nll_picture(discovery: Mapping[str, Any], path: Path) -> None:
 
 
 def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, Any], path: Path) -> None:
-    """Probability of each transition that never occurs in pretraining, by what steers the base model."""
+    """Probability of the first leg and of each transition that never occurs in pretraining, by what steers the base
+    model: bars for one held latent, dots for latents redrawn at every opening of the switch."""
+    redrawn = discovery.get("redrawn_transitions") or {}
     shares = transition_shares(discovery, controllers)
     if not shares:
         raise MissingDataError("no transition was measured")
@@ -381,9 +393,13 @@ def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, A
             bars = axes.bar(at, heights, width * 0.92, color=colour, label=label)
             texts = ["" if crowded or np.isnan(height) else _percent(height) for height in heights]
             axes.bar_label(bars, texts, padding=2, fontsize=8, rotation=90 if upright else 0)
+            again = [redrawn.get(source, {}).get(name, np.nan) for name in transitions]
+            axes.plot(at, again, "o", color=INK, markersize=3, clip_on=False)
         arrows = [name.replace(">", " \N{RIGHTWARDS ARROW} ") for name in transitions]
         axes.set_xticks(range(len(transitions)), arrows)
         axes.tick_params(axis="x", bottom=False, rotation=60 if len(transitions) > 6 else 0)
+        if any(redrawn.values()):
+            axes.plot([], [], "o", color=INK, markersize=3, label="the same, z redrawn at openings")
         axes.set(ylabel="probability", ylim=(0, 1.12 if upright else 1.06), yticks=np.linspace(0, 1, 6))
         axes.grid(axis="y")
         figure.legend(loc="outside upper center", ncols=2)

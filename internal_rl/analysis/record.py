@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internal_rl import streams
 from internal_rl.driver import Driver
 from internal_rl.experiment import Run
 from internal_rl.internal_env import DecisionEnv
@@ -41,7 +42,7 @@ def record_episode(run: Run) -> dict[str, Any]:
     learner, frozen = make_learner(config, run.post_env, run.directory, "internal_rl")
     key = seed_key(config, "internal_rl", 0)
     params = load_policy(config, learner, frozen, run.directory, 0)
-    keys = jax.random.split(jax.random.fold_in(key, 123_456_789), CANDIDATES)
+    keys = jax.random.split(streams.fold(key, "rl.record"), CANDIDATES)
     carries = list(host_loop(learner.decision_env(frozen), learner.policy(params), keys, learner.num_slots))
     final = carries[-1].episodes
     chosen = int(np.argmax(np.asarray(final.success)))

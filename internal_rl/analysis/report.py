@@ -162,6 +162,9 @@ def _cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         rates = f"switch rate {_number(found.get('switch_rate'))}, true {_number(found.get('true_switch_rate'))}"
         chance = f"random switches of the same rate {_number(found.get('random_f1'))}; {rates}"
         yield _number(found["switch_f1"]), "F1 of switches", chance
+    if found.get("nll_hard") is not None:
+        soft = f"beta as it is {_number(found.get('nll'))}; a wide gap means that codes are mixed"
+        yield _number(found["nll_hard"]), "NLL with a hard switch, as RL has it", soft
     if found.get("mid_share") is not None:
         yield f"{found['mid_share']:.1%}", "of \N{GREEK SMALL LETTER BETA} in the middle", "0 if quasi-binary"
     if found.get("nll_permuted") is not None and found.get("base_nll") is not None:
@@ -270,10 +273,12 @@ def _figures(record: RunRecord) -> Iterator[str]:
         "transitions.png",
         "6. Transitions never seen in pretraining",
         lambda path: figures.transition_picture(found, supervised, path),
-        "From the first colour on, the share of trials whose next colour is the second. Latents must raise it well "
-        "above the base model alone for RL to find a first success (the paper's Fig. A4: 10% to 24%). Supervised "
-        "controllers, one a subgoal, are measured along the whole task (Fig. 4); no bar where none got that far. They "
-        "may fail where codes succeed: each learns alone, while all codes share what the hypernetwork has learned.",
+        "From one subgoal on (or from the start), the share of trials that reach the next. Bars: with one latent that "
+        "is held, as long as the switch asks for no other; dots: with another one from the same source at every "
+        "opening, as the policy plays. Latents must raise them well above the base model alone for RL to find a first "
+        "success (the paper's Fig. A4: 10% to 24%). Supervised controllers, one a subgoal, are measured along the "
+        "whole task (Fig. 4); no bar where none got that far. They may fail where codes succeed: each learns alone, "
+        "while all codes share what the hypernetwork has learned." + _untrained(record),
     )
     yield draw("rollout.gif", "An episode of internal RL", rollout, _rollout_caption(record), "wide rollout")
 
@@ -291,6 +296,42 @@ def _rollout_caption(record: RunRecord) -> str:
         f"abstract control of Fig. 8). The strip is the task, which the agent does not see. Shown is {choice} among "
         f"fresh episodes of the first seed's policy."
     )
+
+
+def _untrained(record: RunRecord) -> str:
+    """How often the policy succeeds before RL, as a sentence."""
+    found = record.part("discovery").get("untrained")
+    if not found:
+        return ""
+    return f" Before RL the policy succeeded in {found['successes']:,} of {found['episodes']:,} episodes of the task."
+
+
+def _legs(record: RunRecord) -> str:
+    """Table of the rates of each leg of the task, their products, and how many trials are behind each."""
+    found = record.part("discovery")
+    held, redrawn, trials = (
+        found.get(key) or {} for key in ("unseen_transitions", "redrawn_transitions", "transition_trials")
+    )
+    legs = list(dict.fromkeys(leg for rates in held.values() for leg in rates))
+    if not legs:
+        return '<p class="missing">Left out: no leg of the task was measured.</p>'
+    head = "".join(f"<th>{escape(text)}</th>" for text in ("latents", *legs, "product"))
+    rows = []
+    for source, rates in held.items():
+        again, count = redrawn.get(source) or {}, trials.get(source) or {}
+        cells = [f"{_number(rates.get(leg))} / {_number(again.get(leg))} ({count.get(leg, NO_VALUE)})" for leg in legs]
+        whole = [
+            f"{np.prod([each[leg] for leg in legs]):.1e}" if set(legs) <= set(each) else NO_VALUE
+            for each in (rates, again)
+        ]
+        label = figures.TRANSITION_SOURCES[source][0]
+        cells = [label, *cells, " / ".join(whole)]
+        rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    note = (
+        "Share of trials with one held latent / with latents redrawn at openings (trials). The product is the chance "
+        "of the task if its legs did not depend on each other and every transition of it occurs once."
+    )
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table><p>{note}{escape(_untrained(record))}</p>"
 
 
 def _figure(path: Path, title: str, draw: Callable[[Path], None], caption: str, kind: str) -> str:
@@ -348,6 +389,7 @@ def _page(record: RunRecord) -> str:
 <p class="verdict">{escape(verdict(record))}</p>{absent}
 <div class="cards">{cards or no_cards}</div>
 <div class="figures">{"".join(_figures(record))}</div>
+<h2>Legs of the task</h2>{_legs(record)}
 <h2>Time</h2>{_times(record)}
 <h2>How it was made</h2>{"".join(_details(record))}
 <p class="note">Commit {commit}. Figure numbers of the paper: arXiv 2512.20605.</p>

@@ -115,7 +115,7 @@ class Metacontroller(nnx.Module):
         self,
         e: Float[Array, "B T D"],
         mask: Bool[Array, "B T"],
-        key: Array,
+        keys: Array,
         lag: Array | None = None,
         recovery: Float[Array, "B"] | None = None,
         hard: bool = False,
@@ -123,14 +123,16 @@ class Metacontroller(nnx.Module):
         """Posterior sample of the latent for whole sequences; beta is 1 at the first step.
 
         z_t = beta_t z~_t + (1 - beta_t) z_{t-1}, beta_t = f_switch(e_t, h_{t-1}, z_{t-1}).
-        lag: of the embedding, steps; None: `embedding_lag`. recovery, hard: see `integrate`.
+        keys: [B], of each episode's posterior noise. lag: of the embedding, steps; None: `embedding_lag`.
+        recovery, hard: see `integrate`.
         """
         x, history = rms_normalise(e), self.past(e, mask)
         posterior = self.encode(x, history, self.embed_sequence(x, mask, lag))
-        batch, length, size = posterior.mean.shape
+        _, length, size = posterior.mean.shape
         # Steps of independent noise can be averaged, by a half-open switch or by the base model: a code then gets
         # through that no single latent, held as in internal RL, could carry.
-        noise = jax.random.normal(key, (batch, 1 if self.config.shared_noise else length, size))
+        draws = (1 if self.config.shared_noise else length, size)
+        noise = jax.vmap(lambda key: jax.random.normal(key, draws))(keys)
         switch, latent = self.integrate(e, history, posterior.reparameterise(noise), recovery, hard)
         return Inference(posterior, posterior.kl_to_standard(), switch, latent)
 

@@ -4,6 +4,9 @@ They are trained with the true subgoal of every step and activated in order in c
 the base model to unseen orders, no discovered latent will.
 """
 
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from envs.api import Environment, TimeStep
-from internal_rl import checkpoint
+from envs.tasks import TaskSet
+from internal_rl import checkpoint, streams
 from internal_rl.config import Config
 from internal_rl.driver import Driver
 from internal_rl.internal_env import ControlledEnv, ControlledState
@@ -27,10 +31,10 @@ from internal_rl.train_loop import run as run_loop
 from internal_rl.trajectories import Batch, load, whole
 
 
-def init_controllers(config: Config, num_subgoals: int) -> dict[str, jax.Array]:
+def init_controllers(config: Config, env: Environment) -> dict[str, jax.Array]:
     """A and B of every controller, each [subgoals, rank, D]; small, so that control starts near nothing."""
-    key_a, key_b = jax.random.split(jax.random.key(config.seed + 2))
-    shape = (num_subgoals, config.controllers.rank, config.model.width)
+    key_a, key_b = jax.random.split(streams.key(config.seed, "weights.controllers"))
+    shape = (len(env.tasks.subgoals), config.controllers.rank, config.model.width)
     return {"a": jax.random.normal(key_a, shape) / 8, "b": jax.random.normal(key_b, shape) / 8}
 
 
@@ -60,9 +64,10 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
         prediction = base.unroll_upper(goal_control(params, e, subgoal), batch.first)
         return prediction.action.log_prob(batch.action)
 
-    def loss_fn(params: Any, step: jax.Array, base_params: Any, batch: Batch, subgoal: jax.Array):
+    def loss_fn(params: Any, step: jax.Array, base_params: Any, rows: tuple[Batch, jax.Array]):
+        batch, subgoal = rows
         nll = -masked_mean(log_probs(params, base_params, batch, subgoal), batch.mask)
-        return nll, {"nll": nll}
+        return nll, ({"nll": nll}, batch.mask.sum())
 
     valid, labels = whole(load(run_dir / "data" / "valid", labels=True), settings.episodes)
     valid_log_probs = jax.jit(log_probs)
@@ -74,8 +79,8 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
     optimiser = make_optimiser(settings.optim, settings.steps)
     state, scores = run_loop(
         make_update(loss_fn, optimiser),
-        init_state(init_controllers(config, config.env.num_colours), optimiser),
-        lambda step: (base_params, *batches.labelled(step)),
+        init_state(init_controllers(config, env), optimiser),
+        lambda step: (base_params, batches.labelled(step)),
         stage="controllers",
         steps=settings.steps,
         tracker=tracker,
@@ -85,7 +90,7 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
         evaluate=evaluate,
     )
     checkpoint.save(run_dir / "controllers" / "params", state.params, {"stage": "controllers", "step": int(state.step)})
-    key = jax.random.fold_in(jax.random.key(config.seed), 4_000)
+    key = streams.key(config.seed, "controllers.test")
     closed_loop = measure(post_env, base_graph, base_params, state.params, key, settings.episodes)
     expert = {
         f"success_{tasks}": expert_success(world, config.collect.expert_episodes, config.seed)
@@ -94,10 +99,9 @@ def run(config: Config, env: Environment, post_env: Environment, run_dir: Path, 
     return {"nll": scores["valid_nll"], **closed_loop, "expert": expert}
 
 
-def load_controllers(config: Config, run_dir: Path) -> dict[str, jax.Array]:
+def load_controllers(config: Config, env: Environment, run_dir: Path) -> dict[str, jax.Array]:
     """The trained controllers of a run."""
-    like = init_controllers(config, config.env.num_colours)
-    return checkpoint.restore(run_dir / "controllers" / "params", like)
+    return checkpoint.restore(run_dir / "controllers" / "params", init_controllers(config, env))
 
 
 def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int):
@@ -106,7 +110,7 @@ def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key:
     def act(parameters: Any, state: ControlledState, t: jax.Array):
         base_params, params = parameters
         keys = jax.random.split(jax.random.fold_in(key, t + 1), episodes)
-        subgoal = jax.vmap(lambda pinpad: pinpad.subgoal)(state.env.pinpad)
+        subgoal = jnp.asarray(env.tasks.subgoal_of)[jax.vmap(lambda pinpad: pinpad.colour)(state.env.pinpad)]
         state, action = world(base_params).act(keys, state, goal_control(params, state.e, subgoal), t)
         return state, state.env, action
 
@@ -118,24 +122,34 @@ def _play(env: Environment, base_graph: Any, base_params: Any, params: Any, key:
     return Driver(env, act, observe, env.horizon)((base_params, params), start).env
 
 
+def _legs(tasks: TaskSet, colours: Int[np.ndarray, "L"]) -> Iterator[tuple[str, int, int]]:
+    """("position: from>to", colours visited before it, and after it) of each abstract subgoal of a task."""
+    subgoals = tasks.subgoal_of[colours]
+    starts = [0, *(np.flatnonzero(np.diff(subgoals)) + 1).tolist()]
+    before = "start"
+    for position, (start, end) in enumerate(pairwise([*starts, len(colours)])):
+        name = tasks.name(subgoals[start])
+        yield f"{position}: {before}>{name}", start, end
+        before = name
+
+
 def measure(
     env: Environment, base_graph: Any, base_params: Any, params: Any, key: jax.Array, episodes: int
 ) -> dict[str, Any]:
-    """Success of the true-goal controllers on the tasks of `env`; for each of their transitions, under
-    "position: from>to", how many episodes reached it (`trials`) and the share of these that made it; and what the
-    environment says of how the episodes ended."""
+    """Success of the true-goal controllers on the tasks of `env`; for each transition between their abstract subgoals,
+    under "position: from>to", how many episodes reached it (`trials`) and the share of these that made it; and what
+    the environment says of how the episodes ended."""
     last = _play(env, base_graph, base_params, params, key, episodes)
     pinpad, (_, endings) = jax.device_get(last.pinpad), jax.vmap(env.ending)(last)
-    task, trials, by_transition = pinpad.task, {}, {}
-    for position in range(task.shape[1]):
-        before = task[:, position - 1] if position else np.full(len(task), -1)
-        for pair in sorted(set(zip(before.tolist(), task[:, position].tolist(), strict=True))):
-            came = (before == pair[0]) & (task[:, position] == pair[1]) & (pinpad.index >= position)
-            made = came & (pinpad.index > position)
-            if pair[1] >= 0:
-                name = f"{position}: {pair[0] if position else 'start'}>{pair[1]}"
-                trials[name] = int(came.sum())
-                by_transition[name] = float(made.sum() / came.sum()) if came.any() else None
+    came: Counter[str] = Counter()
+    made: Counter[str] = Counter()
+    for colours in np.unique(pinpad.task, axis=0):
+        visited = pinpad.index[(pinpad.task == colours).all(1)]
+        for name, start, end in _legs(env.tasks, colours[colours >= 0]):
+            came[name] += int((visited >= start).sum())
+            made[name] += int((visited >= end).sum())
+    trials = {name: came[name] for name in sorted(came, key=lambda name: (int(name.split(":")[0]), name))}
+    by_transition = {name: made[name] / count if count else None for name, count in trials.items()}
     return {
         "success": float((pinpad.index == pinpad.length).mean()),
         "by_transition": by_transition,

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from envs.api import Environment
-from internal_rl import checkpoint
+from internal_rl import checkpoint, streams
 from internal_rl.analysis.codes import Codes, nearest_neighbour_accuracy, same_subgoal_latents, segment_codes
 from internal_rl.analysis.switching import switching_scores
 from internal_rl.config import Config
@@ -30,9 +30,9 @@ DIAGNOSTIC_EPISODES = 1_024
 CHUNK = 128  # of them a forward pass
 
 
-def build(config: Config, seed: int | None = None) -> tuple[Any, Any]:
+def build(config: Config) -> tuple[Any, Any]:
     """(graphdef, params) of a fresh metacontroller."""
-    rngs = nnx.Rngs(config.seed + 1 if seed is None else seed)
+    rngs = nnx.Rngs(streams.key(config.seed, "weights.metacontroller"))
     graphdef, params = nnx.split(Metacontroller(config.metacontroller, config.model, rngs), nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
@@ -41,7 +41,7 @@ def steer(
     base: Backbone,
     metacontroller: Metacontroller,
     batch: Batch,
-    key: jax.Array,
+    keys: jax.Array,
     observation: Any = None,
     lag: jax.Array | None = None,
     recovery: jax.Array | None = None,
@@ -49,42 +49,45 @@ def steer(
 ) -> tuple[Inference, jax.Array]:
     """Posterior over whole episodes and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the controlled base model.
 
+    keys: [B], of each episode's posterior noise.
     observation: what the controlled model sees, where that is not what the posterior is inferred from.
     lag: of the sequence embedding; None: the metacontroller's own. recovery: of the switch [B]; None: none needed.
     hard: the switch is open or shut, as in internal RL.
     """
     e = base.unroll_lower(batch.observation, batch.first)
-    inference = metacontroller.infer(e, batch.mask, key, lag, recovery, hard)
+    inference = metacontroller.infer(e, batch.mask, keys, lag, recovery, hard)
     e = e if observation is None else base.unroll_lower(observation, batch.first)
     prediction = base.unroll_upper(metacontroller.control(e, inference.latent), batch.first)
     return inference, prediction.action.log_prob(batch.action)
 
 
-def splice(observation: Array, mask: Bool[Array, "B T"], key: Array, share: float) -> tuple[Array, Bool[Array, "B T"]]:
+def splice(observation: Array, mask: Bool[Array, "B T"], keys: Array, share: float) -> tuple[Array, Bool[Array, "B T"]]:
     """Observations [B, T, ...] whose first steps, in a share of the rows, are those of the row before.
 
     Returns also which steps are a row's own: at least one real step, after no more than the other row has. The
     controlled model's belief about the goal then comes from another episode, and only the latent can overrule it, as
-    it must on tasks that the data never show. mask: the real steps, the first ones of each row.
+    it must on tasks that the data never show. mask: the real steps, the first ones of each row. keys: [B].
     """
     length = mask.sum(1)
     most = jnp.minimum(length - 1, jnp.roll(length, 1))
-    chosen_key, start_key = jax.random.split(key)
-    chosen = jax.random.bernoulli(chosen_key, share, length.shape) & (most > 0)
-    start = jnp.where(chosen, jax.random.randint(start_key, length.shape, 1, jnp.maximum(most, 1) + 1), 0)
+
+    def draw(key: Array, most: Array) -> Array:
+        chosen_key, start_key = jax.random.split(key)
+        chosen = jax.random.bernoulli(chosen_key, share) & (most > 0)
+        return jnp.where(chosen, jax.random.randint(start_key, (), 1, jnp.maximum(most, 1) + 1), 0)
+
+    start = jax.vmap(draw)(keys, most)
     own = jnp.arange(mask.shape[1]) >= start[:, None]
     wide = own.reshape(*own.shape, *[1] * (observation.ndim - 2))
     return jnp.where(wide, observation, jnp.roll(observation, 1, axis=0)), own
 
 
-def handicaps(
-    config: Config, step: jax.Array, batch: int, key: jax.Array
-) -> tuple[jax.Array | None, Float[Array, "B"] | None]:
+def handicaps(config: Config, step: jax.Array, keys: jax.Array) -> tuple[jax.Array | None, Float[Array, "B"] | None]:
     """(lag of the sequence embedding, recovery of each episode's switch) at a step; None where there is none.
 
     Both rise from none within the curriculum: an encoder that sees what comes next learns codes soonest, but those of
     the next move; with a lag, and a switch that may be unable to open soon again, codes that last are worth more. An
-    episode's recovery is uniform between 0 and what the curriculum has reached.
+    episode's recovery is uniform between 0 and what the curriculum has reached. keys: [B].
     """
     discover, full = config.discover, config.metacontroller.embedding_lag
     delay, ramp = discover.curriculum_delay, discover.curriculum_ramp
@@ -92,31 +95,45 @@ def handicaps(
     lag = rise(full).astype(jnp.int32) if full is not None and (delay or ramp) else None
     if discover.recovery == 0:
         return lag, None
-    return lag, jnp.maximum(rise(discover.recovery) * jax.random.uniform(key, (batch,)), 1.0)
+    draws = jax.vmap(jax.random.uniform)(keys)
+    return lag, jnp.maximum(rise(discover.recovery) * draws, 1.0)
 
 
-def discovery_loss(
-    config: Config, base_graph: Any, graphdef: Any
-) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """Loss of (params, step, base_params, batch, key). With `discover.cotrain` params hold the base model too."""
+def discovery_loss(config: Config, base_graph: Any, graphdef: Any) -> Callable[..., Any]:
+    """Loss for `make_update`; frozen: parameters of the base model, rows: (batch, keys [B]). With `discover.cotrain`
+    params hold the base model too."""
     discover = config.discover
 
-    def loss_fn(params: Any, step: jax.Array, base_params: Any, batch: Batch, key: jax.Array):
+    def loss_fn(params: Any, step: jax.Array, base_params: Any, rows: tuple[Batch, jax.Array]):
+        batch, keys = rows
+        keys_of = lambda name: jax.vmap(streams.fold, (0, None))(keys, name)
         base = nnx.merge(base_graph, params["base"] if discover.cotrain else base_params)
-        observation = scored = None
+        # Spliced rows see another episode's first steps; those steps count neither in the NLL nor in the KL.
+        observation, scored = None, batch.mask
         if discover.splice:
-            observation, own = splice(batch.observation, batch.mask, jax.random.fold_in(key, 1), discover.splice)
+            observation, own = splice(batch.observation, batch.mask, keys_of("discover.splice"), discover.splice)
             scored = batch.mask & own
-        handicap = handicaps(config, step, len(batch.mask), jax.random.fold_in(key, 2))
+        handicap = handicaps(config, step, keys_of("discover.recovery"))
         metacontroller = nnx.merge(graphdef, params["metacontroller"])
-        inference, log_prob = steer(base, metacontroller, batch, key, observation, *handicap)
+        noise_keys = keys_of("discover.posterior")
+        inference, log_prob = steer(base, metacontroller, batch, noise_keys, observation, *handicap)
         alpha = warm_up(step, discover.alpha, discover.alpha_delay, discover.alpha_ramp)
-        parts = elbo(log_prob, inference.kl, alpha, batch.mask, scored)
-        kl_per_episode = parts.kl * batch.mask.sum() / batch.mask.shape[0]
-        metrics = {"loss": parts.loss, "nll": parts.nll, "kl": parts.kl, "kl_per_episode": kl_per_episode}
-        return parts.loss, {**metrics, "alpha": alpha}
+        parts = elbo(log_prob, inference.kl, alpha, scored)
+        metrics = {"loss": parts.loss, "nll": parts.nll, "kl": parts.kl, "alpha": alpha}
+        return parts.loss, (metrics, scored.sum())
 
     return loss_fn
+
+
+def has_rate(config: Config) -> bool:
+    """Whether the KLs of an episode's steps add up to the rate of a rate-distortion curve (Fig. 7).
+
+    Not with one noise per episode: the latents of its steps are then one draw, whose divergence from the prior is not
+    the sum of theirs. Not with recovery or splicing either: what is trained is then not the likelihood of the data
+    under the model that is scored.
+    """
+    discover = config.discover
+    return not config.metacontroller.shared_noise and discover.recovery == 0 and discover.splice == 0
 
 
 class Diagnostics:
@@ -129,12 +146,12 @@ class Diagnostics:
         self.batch, self.labels = whole(load(run_dir / "data" / "valid", labels=True), DIAGNOSTIC_EPISODES)
         self.tolerance = config.discover.tolerance
         self.base_nll = self._nll(make_log_probs(base_graph)(frozen, self.batch))
-        self.key = jax.random.fold_in(jax.random.key(config.seed), 77)
+        self.seed, self.has_rate = config.seed, has_rate(config)
 
         @partial(jax.jit, static_argnames="hard")
-        def infer(base_params: Any, params: Any, batch: Batch, key: jax.Array, hard: bool = False):
+        def infer(base_params: Any, params: Any, batch: Batch, keys: jax.Array, hard: bool = False):
             base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
-            return steer(base, metacontroller, batch, key, hard=hard)
+            return steer(base, metacontroller, batch, keys, hard=hard)
 
         @jax.jit
         def log_prob_under(base_params: Any, params: Any, batch: Batch, latent: jax.Array):
@@ -144,18 +161,21 @@ class Diagnostics:
             return prediction.action.log_prob(batch.action)
 
         @jax.jit
-        def prior_latents(base_params: Any, params: Any, batch: Batch, key: jax.Array):
+        def prior_latents(base_params: Any, params: Any, batch: Batch, keys: jax.Array):
             base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
             e = base.unroll_lower(batch.observation, batch.first)
-            proposals = jax.random.normal(key, (*batch.mask.shape, config.metacontroller.latent))
+            draws = (batch.mask.shape[1], config.metacontroller.latent)
+            proposals = jax.vmap(lambda key: jax.random.normal(key, draws))(keys)
             return metacontroller.latents(e, batch.mask, proposals)
 
         self._infer, self._log_prob_under, self._prior_latents = infer, log_prob_under, prior_latents
 
-    def _sampled(self, compute: Callable[..., Any], base_params: Any, params: Any) -> Any:
-        """compute(base_params, params, batch, key) for all episodes, on the host; each chunk draws noise of its own."""
-        chunk = lambda batch, row: compute(base_params, params, batch, jax.random.fold_in(self.key, row[0]))
-        return in_chunks(chunk, CHUNK, self.batch, np.arange(len(self.batch.mask)))
+    def _sampled(
+        self, compute: Callable[..., Any], base_params: Any, params: Any, stream: str = "discover.diagnostics"
+    ) -> Any:
+        """compute(base_params, params, batch, keys) for all episodes, on the host."""
+        keys = streams.row_keys(streams.key(self.seed, stream), len(self.batch.mask))
+        return in_chunks(partial(compute, base_params, params), CHUNK, self.batch, keys)
 
     def infer(self, base_params: Any, params: Any) -> tuple[Inference, np.ndarray]:
         """The posterior and the log-probability of the actions under it, of all held-out episodes."""
@@ -179,18 +199,26 @@ class Diagnostics:
             "nll_hard": self._nll(hard_log_prob),
             "nll_zero": under(np.zeros_like(latent)),
             "nll_permuted": under(np.roll(latent, 1, axis=0), mask & other),
-            "nll_prior": under(self._sampled(self._prior_latents, base_params, params)),
+            "nll_prior": under(self._sampled(self._prior_latents, base_params, params, "discover.prior")),
             "nll_same_code": under(self._same_subgoal(codes)),
             "nll_first_code": under(self._same_subgoal(codes.of_first_segments())),
             "base_nll": self.base_nll,
             "kl": float(kl[mask].mean()),
-            "kl_per_episode": float(kl.sum(1).mean()),
-            **switching_scores(np.asarray(inference.switch), self.labels["subgoal"], mask, self.tolerance),
+            **({"kl_per_episode": float(kl.sum(1).mean())} if self.has_rate else {}),
+            **self._switching(np.asarray(inference.switch)),
             **yardsticks(self.labels, mask),
         }
 
+    def _switching(self, switch: np.ndarray) -> dict[str, float]:
+        """Scores against the abstract subgoals, and F1 against the colours, of which a subgoal may have several."""
+        mask, labels = self.batch.mask, self.labels
+        by_colour = switching_scores(switch, labels["colour"], mask, self.tolerance)
+        colours = {f"{name}_colours": by_colour[name] for name in ("switch_f1", "random_f1")}
+        return {**switching_scores(switch, labels["subgoal"], mask, self.tolerance), **colours}
+
     def _same_subgoal(self, codes: Codes) -> Any:
-        return same_subgoal_latents(codes, self.labels["subgoal"], self.batch.mask, np.random.default_rng(0))
+        rng = streams.generator(self.seed, "discover.same_code")
+        return same_subgoal_latents(codes, self.labels["subgoal"], self.batch.mask, rng)
 
     def codes(self, inference: Inference) -> Codes:
         """Latents of the completed segments."""
@@ -223,17 +251,21 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     graphdef, params = build(config)
     diagnostics = Diagnostics(config, env, run_dir, base_graph, base_params, graphdef)
     batches = training_batches(config, env, run_dir, "discover")
-    key = jax.random.fold_in(jax.random.key(config.seed), 31)
     trained = {"metacontroller": params, **({"base": base_params} if discover.cotrain else {})}
 
     def evaluate(params: Any) -> dict[str, float]:
         return diagnostics.scores(params.get("base", base_params), params["metacontroller"])
 
+    def inputs(step: int) -> tuple[Any, tuple[Batch, jax.Array]]:
+        batch = batches(step)
+        key = streams.key(config.seed, "discover.rows", step)
+        return base_params, (batch, streams.row_keys(key, len(batch.mask)))
+
     optimiser = make_optimiser(discover.optim, discover.steps)
     state, scores = run_loop(
-        make_update(discovery_loss(config, base_graph, graphdef), optimiser),
+        make_update(discovery_loss(config, base_graph, graphdef), optimiser, discover.micro_batch),
         init_state(trained, optimiser),
-        lambda step: (base_params, batches(step), jax.random.fold_in(key, step)),
+        inputs,
         stage="discover",
         steps=discover.steps,
         tracker=tracker,

@@ -20,7 +20,7 @@ from envs.ant.expert import AntPlan
 from envs.ant.native import NativeAnts
 from envs.ant.symmetry import turn_legs_back
 from envs.ant.world import ENDINGS, NOT_FINITE, SUCCESS, AntState, AntWorld
-from internal_rl import checkpoint
+from internal_rl import checkpoint, streams
 from internal_rl.config import ExpertConfig
 from internal_rl.models.distributions import Gaussian
 from internal_rl.objectives import clipped_surrogate, masked_mean
@@ -85,7 +85,7 @@ class ExpertTrainer:
     """`unroll` plays, `learn` learns; the ants live on between updates."""
 
     def __init__(self, config: ExpertConfig, world: AntWorld, seed: int):
-        self.config, self.world, self.key = config, world, jax.random.key(seed)
+        self.config, self.world, self.seed = config, world, seed
         self.ants = NativeAnts(world, config.num_ants)
         self.updates = config.steps // (config.num_ants * config.unroll)
         self.optimiser = make_optimiser(config.optim, self.updates * config.epochs * config.minibatches)
@@ -95,7 +95,7 @@ class ExpertTrainer:
 
     def init(self) -> LearnerState:
         """Before the first update."""
-        actor_key, critic_key = jax.random.split(self.key)
+        actor_key, critic_key = jax.random.split(streams.key(self.seed, "weights.expert"))
         actor = ant.init(actor_key, self.config.width, 8, 0.01)
         actor["log_std"] = jnp.full(2, jnp.log(self.config.initial_std))
         params = {"actor": actor, "critic": ant.init(critic_key, self.config.width, 1, 1.0)}
@@ -104,7 +104,8 @@ class ExpertTrainer:
 
     def fresh(self, number: int) -> tuple[AntState, AntPlan]:
         """New episodes, one an ant."""
-        state, _ = self.ants.reset(jax.random.split(jax.random.fold_in(self.key, number), self.config.num_ants))
+        key = streams.key(self.seed, "expert.episodes", number)
+        state, _ = self.ants.reset(jax.random.split(key, self.config.num_ants))
         return state, self.plan(state)
 
     def _act(self, learner: LearnerState, state: AntState, plan: AntPlan, key: Array):
@@ -131,7 +132,7 @@ class ExpertTrainer:
     def unroll(self, learner: LearnerState, state: AntState, plan: AntPlan) -> tuple[AntState, AntPlan, Transition]:
         """`config.unroll` steps of every ant: transitions [T, N]. An ant that ends twice starts alike twice."""
         number = int(learner.update) + 1
-        fresh, key = self.fresh(number), jax.random.fold_in(jax.random.fold_in(self.key, 1_000_000), number)
+        fresh, key = self.fresh(number), streams.key(self.seed, "expert.actions", number)
         steps = []
         for t in range(self.config.unroll):
             seen, action, executed, log_prob, value = self.act(learner, state, plan, jax.random.fold_in(key, t))
@@ -184,9 +185,7 @@ class ExpertTrainer:
             updates, optimiser = self.optimiser.update(gradient, optimiser, params)
             return (optax.apply_updates(params, updates), optimiser), metrics
 
-        keys = jax.random.split(
-            jax.random.fold_in(jax.random.fold_in(self.key, 2_000_000), learner.update), config.epochs
-        )
+        keys = jax.random.split(streams.key(self.seed, "expert.shuffle", learner.update), config.epochs)
         rows = jax.vmap(lambda key: jax.random.permutation(key, size))(keys).reshape(-1, size // (config.minibatches))
         (params, optimiser), metrics = jax.lax.scan(gradient_step, (learner.params, learner.optimiser), rows)
         count = learner.count + size
@@ -239,11 +238,12 @@ def measure(path: Path, world: AntWorld, episodes: int, seed: int = 0) -> dict[s
     length."""
     expert = ant.AntExpert(world, params=ant.load(path))
     host = world.make_host(episodes)
-    state, _ = host.reset(jax.random.split(jax.random.key(seed), episodes))
-    plan = jax.jit(jax.vmap(expert.plan, (None, 0)))(jax.random.key(seed), state)
+    start_key, plan_key, act_key = jax.random.split(streams.key(seed, "expert.measure"), 3)
+    state, _ = host.reset(jax.random.split(start_key, episodes))
+    plan = jax.jit(jax.vmap(expert.plan, (None, 0)))(plan_key, state)
     act = jax.jit(jax.vmap(lambda key, plan, state: expert.act(key, plan, state)[0]))
     for t in range(world.horizon):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed + 1), t), episodes)
+        keys = jax.random.split(jax.random.fold_in(act_key, t), episodes)
         state, timestep = host.step(state, np.asarray(act(keys, plan, state)))
         if bool(timestep.done.all()):
             break

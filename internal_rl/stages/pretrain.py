@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from envs.api import Environment
-from internal_rl import checkpoint
+from internal_rl import checkpoint, streams
 from internal_rl.config import Config
 from internal_rl.models.backbone import Backbone
 from internal_rl.objectives import behaviour_loss
@@ -24,31 +24,32 @@ from internal_rl.trajectories import Batch, in_chunks, load, whole
 EVALUATION_CHUNK = 512  # episodes a forward pass
 
 
-def build(config: Config, env: Environment, seed: int | None = None) -> tuple[Any, Any]:
+def build(config: Config, env: Environment) -> tuple[Any, Any]:
     """(graphdef, params) of a fresh base model."""
-    model = Backbone(env, config.model, nnx.Rngs(config.seed if seed is None else seed))
+    model = Backbone(env, config.model, nnx.Rngs(streams.key(config.seed, "weights.base")))
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
 
-def pretraining_loss(graphdef: Any, weight: float) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """Loss of (params, step, batch): -log p(a_t) - weight log p(o_{t+1}), means over real steps (App. C.1)."""
+def pretraining_loss(graphdef: Any, weight: float) -> Callable[..., Any]:
+    """Loss for `make_update`: -log p(a_t) - weight log p(o_{t+1}), means over real steps (App. C.1)."""
 
-    def loss_fn(params: Any, step: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Any, step: jax.Array, frozen: None, batch: Batch):
         prediction = nnx.merge(graphdef, params).unroll(batch.observation, batch.first)
         action = prediction.action.log_prob(batch.action)
         target = prediction.target.log_prob(batch.target)
         loss, nll, target_nll = behaviour_loss(action, target, weight, batch.mask)
-        return loss, {"loss": loss, "nll": nll, "next_observation_loss": target_nll}
+        metrics = {"loss": loss, "nll": nll, "next_observation_loss": target_nll}
+        return loss, (metrics, batch.mask.sum())
 
     return loss_fn
 
 
-def drop_history(batch: Batch, probability: float, seed: tuple[int, int]) -> Batch:
+def drop_history(batch: Batch, probability: float, rng: np.random.Generator) -> Batch:
     """Start an episode anew at random steps, so that the model also learns to act without its past."""
     if probability == 0:
         return batch
-    wiped = np.random.default_rng((*seed, 1)).random(batch.first.shape) < probability
+    wiped = rng.random(batch.first.shape) < probability
     return dataclasses.replace(batch, first=batch.first | wiped)
 
 
@@ -82,11 +83,16 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
 
     batches = training_batches(config, env, run_dir, "pretrain")
     optimiser = make_optimiser(pretrain.optim, pretrain.steps)
-    update = make_update(pretraining_loss(graphdef, pretrain.next_observation_weight), optimiser)
+    loss_fn = pretraining_loss(graphdef, pretrain.next_observation_weight)
+
+    def inputs(step: int) -> tuple[None, Batch]:
+        rng = streams.generator(config.seed, "pretrain.history_dropout", step)
+        return None, drop_history(batches(step), pretrain.history_dropout, rng)
+
     state, scores = run_loop(
-        update,
+        make_update(loss_fn, optimiser, pretrain.micro_batch),
         init_state(params, optimiser),
-        lambda step: (drop_history(batches(step), pretrain.history_dropout, (config.seed, step)),),
+        inputs,
         stage="pretrain",
         steps=pretrain.steps,
         tracker=tracker,

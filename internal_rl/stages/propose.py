@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from envs.api import Dense, Environment
-from internal_rl import checkpoint
+from internal_rl import checkpoint, streams
 from internal_rl.config import Config, OptimConfig
 from internal_rl.models.distributions import Mixture
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD
@@ -42,9 +42,10 @@ class Openings(NamedTuple):
     mean: Float[np.ndarray, "N Z"]
 
 
-def build(env: Environment, latent: int, experts: int, seed: int = 0) -> tuple[Any, Any]:
-    """(graphdef, params) of a fresh proposal."""
-    graphdef, params = nnx.split(Proposal(env.observation_spec, latent, experts, nnx.Rngs(seed)), nnx.Param)
+def build(env: Environment, latent: int, experts: int, key: jax.Array | None = None) -> tuple[Any, Any]:
+    """(graphdef, params) of a fresh proposal; key: None where only their shapes matter."""
+    rngs = nnx.Rngs(jax.random.key(0) if key is None else key)
+    graphdef, params = nnx.split(Proposal(env.observation_spec, latent, experts, rngs), nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 
 
@@ -53,19 +54,19 @@ class Reader:
 
     def __init__(self, config: Config, env: Environment, run_dir: Path):
         base_graph, base_params, graphdef, params = load_metacontroller(config, env, run_dir)
-        self.key = jax.random.fold_in(jax.random.key(config.seed), 41)
-        self.first_codes = config.propose.first_codes
+        self.seed, self.first_codes = config.seed, config.propose.first_codes
 
         @jax.jit
-        def infer(batch: Any, key: jax.Array):
+        def infer(batch: Any, keys: jax.Array):
             base, metacontroller = nnx.merge(base_graph, base_params), nnx.merge(graphdef, params)
-            return metacontroller.infer(base.unroll_lower(batch.observation, batch.first), batch.mask, key)
+            return metacontroller.infer(base.unroll_lower(batch.observation, batch.first), batch.mask, keys)
 
         self.infer = infer
 
-    def __call__(self, batch: Any, number: int) -> tuple[Openings, np.ndarray]:
-        """(codes, where they are [B, T]) of one batch; `number` draws the sample of the posterior."""
-        inference = jax.device_get(self.infer(batch, jax.random.fold_in(self.key, number)))
+    def __call__(self, batch: Any, stream: str, number: int) -> tuple[Openings, np.ndarray]:
+        """(codes, where they are [B, T]) of one batch; `stream` and `number` draw the sample of the posterior."""
+        keys = streams.row_keys(streams.key(self.seed, stream, number), len(batch.mask))
+        inference = jax.device_get(self.infer(batch, keys))
         opened = (inference.switch >= SWITCH_THRESHOLD) & np.asarray(batch.mask)
         if self.first_codes:
             opened = opened & (np.arange(opened.shape[1]) == 0)
@@ -77,7 +78,7 @@ def training_codes(config: Config, env: Environment, run_dir: Path, read: Reader
     """Codes of random training episodes, `propose.codes` of them."""
     batches, parts, count = training_batches(config, env, run_dir, "discover"), [], 0
     while count < config.propose.codes:
-        codes, _ = read(batches(len(parts)), len(parts))
+        codes, _ = read(batches(len(parts)), "propose.codes", len(parts))
         parts.append(codes)
         count += len(codes.latent)
     return Openings(*(np.concatenate(part)[: config.propose.codes] for part in zip(*parts, strict=True)))
@@ -88,7 +89,7 @@ def held_out_codes(run_dir: Path, read: Reader) -> tuple[Openings, Int[np.ndarra
     batch, labels = whole(load(run_dir / "data" / "valid", labels=True), HELD_OUT)
 
     def of_chunk(batch: Any, subgoal: np.ndarray, row: np.ndarray) -> tuple[Openings, np.ndarray]:
-        codes, opened = read(batch, 1_000_000 + int(row[0]))
+        codes, opened = read(batch, "propose.held_out", int(row[0]))
         return codes, subgoal[opened]
 
     return in_chunks(of_chunk, CHUNK, batch, labels["subgoal"], np.arange(len(batch.mask)))
@@ -121,17 +122,16 @@ class Fit:
     def _in_active_dimensions(self, codes: Openings) -> Openings:
         return Openings(codes.observation, codes.latent[:, self.active], codes.mean[:, self.active])
 
-    def _build(self, experts: int, seed: int = 0) -> tuple[Any, Any]:
-        return build(self.env, int(self.active.sum()), experts, seed)
+    def _build(self, experts: int, key: jax.Array | None = None) -> tuple[Any, Any]:
+        return build(self.env, int(self.active.sum()), experts, key)
 
     def first(self, seed: int) -> Any:
         """Parameters of `propose.candidates` experts, from a random start."""
         settings = self.config.propose
-        graphdef, params = self._build(settings.candidates, self.config.seed + 1_000 * seed + 4)
+        graphdef, params = self._build(settings.candidates, streams.key(self.config.seed, "weights.proposal", seed))
         if not settings.linear:  # constants are told apart by where they start: at random codes
-            rows = np.random.default_rng((self.config.seed, seed)).integers(
-                len(self.codes.latent), size=len(params["bias"])
-            )
+            rng = streams.generator(self.config.seed, "weights.proposal", seed)
+            rows = rng.integers(len(self.codes.latent), size=len(params["bias"]))
             params = {**params, "bias": jnp.asarray(self.codes.latent[rows])}
         fall = lambda step: settings.initial_noise * (1 - step / (ANNEALED * settings.steps))
         return self._maximise(graphdef, params, "propose", seed, settings.steps, settings.optim, fall)
@@ -181,16 +181,18 @@ class Fit:
             mask *= np.repeat(supported, self.active.sum(), axis=1)
         restrict = lambda params: {**params, "table": params["table"] * mask}
 
-        def loss_fn(params: Any, step: jax.Array, observation: jax.Array, latent: jax.Array):
+        def loss_fn(params: Any, step: jax.Array, frozen: None, rows: tuple[jax.Array, jax.Array]):
+            observation, latent = rows
             std = jnp.maximum(self.noise, least_noise(step))
             mixture = self._distribution(graphdef, restrict(params), observation, std)
             log_prob = mixture.log_prob(latent).mean()
-            return -log_prob, {"log_prob": log_prob, "noise": std.mean(), "start": jnp.float32(seed)}
+            metrics = {"log_prob": log_prob, "noise": std.mean(), "start": jnp.float32(seed)}
+            return -log_prob, (metrics, len(latent))
 
-        def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-            rng = np.random.default_rng((config.seed, seed, step))
+        def batch(step: int) -> tuple[None, tuple[np.ndarray, np.ndarray]]:
+            rng = streams.generator(config.seed, f"batches.{stage}", seed, step)
             rows = rng.integers(len(codes.latent), size=config.propose.batch_size)
-            return codes.observation[rows], codes.latent[rows]
+            return None, (codes.observation[rows], codes.latent[rows])
 
         optimiser = make_optimiser(optim, steps)
         state, _ = run_loop(
@@ -237,7 +239,7 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
 
     def judge(params: Any) -> tuple[float, Int[np.ndarray, "K S"]]:
         log_prob, expert = fit.judge(params, held_out)
-        return log_prob, count_codes(expert, subgoal, (len(params["log_weight"]), config.env.num_colours))
+        return log_prob, count_codes(expert, subgoal, (len(params["log_weight"]), len(env.tasks.subgoals)))
 
     starts = []
     for seed in range(config.propose.restarts):

@@ -16,7 +16,7 @@ from flax import nnx, struct
 from jaxtyping import Array
 
 from envs.api import Environment
-from internal_rl import checkpoint
+from internal_rl import checkpoint, streams
 from internal_rl.config import Config
 from internal_rl.driver import Driver
 from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
@@ -28,7 +28,7 @@ from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.pretrain import load_base
 from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import Tracker, progress
-from internal_rl.train_loop import Interrupted, make_optimiser, stop_flag
+from internal_rl.train_loop import Interrupted, make_optimiser, mean_gradient, stop_flag
 
 Algorithm = Literal["internal_rl", "raw_rl"]
 MICRO_BATCH = 512  # episodes of one backward pass; gradients are summed over a minibatch
@@ -151,33 +151,26 @@ class Learner:
             "updated": informative,
             **{name: values.mean() for name, values in episodes.ending.items()},
         }
-        if self.algorithm == "internal_rl":
-            metrics["policy_std"] = jnp.exp(params["log_std"]).mean()
+        if self.algorithm == "internal_rl":  # a mixture is wider than its components
+            name = "component_std" if "proposal" in self.graphs else "policy_std"
+            metrics[name] = jnp.exp(params["log_std"]).mean()
         return LearnerState(params, optimiser, state.update + 1), metrics
 
     def _learn(self, params: Any, optimiser: Any, decisions: Decisions, advantage: jax.Array):
         rl = self.config.reinforce
         size = decisions.mask.shape[0] // rl.minibatches  # episodes are exchangeable: no shuffling
-        pieces = size // MICRO_BATCH if size % MICRO_BATCH == 0 else 1
-        cut = lambda x: x.reshape(rl.minibatches, pieces, -1, *x.shape[1:])
+        micro_batch = MICRO_BATCH if size % MICRO_BATCH == 0 else None
+        cut = lambda x: x.reshape(rl.minibatches, -1, *x.shape[1:])
 
-        def loss_fn(params: Any, piece: tuple[Decisions, jax.Array], total: jax.Array) -> tuple[jax.Array, Surrogate]:
-            chosen, advantage = piece
+        def loss_fn(params: Any, rows: tuple[Decisions, jax.Array]):
+            chosen, advantage = rows
             log_prob = self.policy(params).unroll(chosen.input).log_prob(chosen.action)
             surrogate = clipped_surrogate(log_prob, chosen.log_prob, advantage, chosen.mask, rl.clip)
-            weighted = jax.tree.map(lambda x: x * chosen.mask.sum() / total, surrogate)
-            return weighted.loss, weighted
+            return surrogate.loss, (surrogate, chosen.mask.sum())
 
         def gradient_step(carry: tuple[Any, Any], minibatch: tuple[Decisions, jax.Array]):
             params, optimiser = carry
-            total = jnp.maximum(minibatch[0].mask.sum(), 1)
-
-            def accumulate(sums: Any, piece: Any) -> tuple[Any, None]:
-                (_, surrogate), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, piece, total)
-                return jax.tree.map(jnp.add, sums, (gradient, surrogate)), None
-
-            zeros = (jax.tree.map(jnp.zeros_like, params), Surrogate(*jnp.zeros(3)))
-            (gradient, surrogate), _ = jax.lax.scan(accumulate, zeros, minibatch)
+            gradient, surrogate = mean_gradient(loss_fn, params, minibatch, micro_batch)
             updates, optimiser = self.optimiser.update(gradient, optimiser, params)
             return (optax.apply_updates(params, updates), optimiser), (surrogate, global_norm(gradient))
 
@@ -209,8 +202,7 @@ def make_learner(config: Config, env: Environment, run_dir: Path, algorithm: Alg
 
 def seed_key(config: Config, algorithm: Algorithm, rl_seed: int) -> jax.Array:
     """The key of one RL seed of one run."""
-    stream = {"internal_rl": 1_000, "raw_rl": 2_000}[algorithm]
-    return jax.random.fold_in(jax.random.key(config.seed), stream + rl_seed)
+    return streams.key(config.seed, algorithm, rl_seed)
 
 
 def run_seed(
@@ -231,15 +223,16 @@ def train_seeds(
     learner, frozen = make_learner(config, env, run_dir, algorithm)
     keys = jnp.stack([seed_key(config, algorithm, seed) for seed in seeds])
     over_seeds = jax.vmap if len(seeds) > 1 else _single
-    init = jax.jit(over_seeds(lambda key: learner.init(jax.random.fold_in(key, 0), frozen)))
+    init = jax.jit(over_seeds(lambda key: learner.init(streams.fold(key, "weights.policy"), frozen)))
     test_one = lambda params, key: test_success(learner, params, frozen, key)
+    update_key = lambda key, n: jax.random.fold_in(streams.fold(key, "rl.update"), n)
     if learner.env.on_host:
         learn = jax.jit(learner.learn)
         play = lambda params, key: learner.play_on_host(params, frozen, key, rl.batch_size)
-        one_update = lambda state, key, n: learn(state, play(state.params, jax.random.fold_in(key, n)))
+        one_update = lambda state, key, n: learn(state, play(state.params, update_key(key, n)))
         update, test = over_seeds(one_update, (0, 0, None)), over_seeds(test_one)
     else:
-        one_update = lambda state, key, n: learner.update(state, frozen, jax.random.fold_in(key, n))
+        one_update = lambda state, key, n: learner.update(state, frozen, update_key(key, n))
         update, test = jax.jit(over_seeds(one_update, (0, 0, None))), jax.jit(over_seeds(test_one))
 
     name = "-".join(map(str, seeds))
@@ -289,7 +282,7 @@ def test_success(learner: Learner, params: Any, frozen: Frozen, key: jax.Array) 
     """Success over `test_episodes` fresh episodes, latents and actions sampled; the key fixes the episodes."""
     episodes = learner.config.reinforce.test_episodes
     play = learner.play_on_host if learner.env.on_host else learner.play
-    return play(params, frozen, jax.random.fold_in(key, 999_999_999), episodes).success.mean()
+    return play(params, frozen, streams.fold(key, "rl.test"), episodes).success.mean()
 
 
 def load_policy(config: Config, learner: Learner, frozen: Frozen, run_dir: Path, rl_seed: int) -> Any:

@@ -29,7 +29,7 @@ def expert_episode(env, expert, key):
         return after, {
             "action": action,
             "label": label,
-            "subgoal": before.pinpad.subgoal,
+            "subgoal": before.pinpad.colour,
             "alive": ~before.done,
             "entered": timestep.entered,
             "success": timestep.success,

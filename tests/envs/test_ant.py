@@ -192,7 +192,7 @@ def test_tasks_of_table_a2():
     every = {(a, b) for a in range(4) for b in range(4) if a != b}
     allowed = {(int(a), int(b)) for a, b in np.argwhere(parse("table_a2", 4).transitions)}
     assert allowed == every - {(0, 1), (1, 2), (2, 3), (3, 0)}
-    assert len(parse("table_a2", 4).subgoal) == 16 * 3
+    assert len(parse("table_a2", 4).colour) == 16 * 3
 
 
 # --- physics ---------------------------------------------------------------------------------------------------

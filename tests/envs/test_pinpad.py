@@ -17,7 +17,7 @@ def run(task, entries):
 def test_the_order_is_followed_to_success():
     progress, log = run([2, 0, 2], [2, 0, 2])
     assert log == [(False, False, 1), (False, False, 2), (False, True, 3)]
-    assert int(progress.subgoal) == 2  # the last colour, not the padding
+    assert int(progress.colour) == 2  # the last colour, not the padding
 
 
 def test_no_colour_changes_nothing():
@@ -43,4 +43,4 @@ def test_nothing_succeeds_twice():
 
 def test_subgoal_is_the_next_colour():
     progress, _ = run([3, 1, 2], [3])
-    assert int(progress.subgoal) == 1
+    assert int(progress.colour) == 1

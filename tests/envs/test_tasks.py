@@ -16,13 +16,13 @@ NUM_COLOURS = 5
 def language(tasks):
     """All colour sequences that the automaton can emit, with their probabilities."""
     found = Counter()
-    stack = [((int(tasks.subgoal[s]),), s, tasks.initial[s]) for s in np.flatnonzero(tasks.initial)]
+    stack = [((int(tasks.colour[s]),), s, tasks.initial[s]) for s in np.flatnonzero(tasks.initial)]
     while stack:
         colours, state, chance = stack.pop()
         successors = np.flatnonzero(tasks.transition[state])
         if not len(successors):
             found[colours] += chance
-        stack += [((*colours, int(tasks.subgoal[s])), s, chance * tasks.transition[state, s]) for s in successors]
+        stack += [((*colours, int(tasks.colour[s])), s, chance * tasks.transition[state, s]) for s in successors]
     return found
 
 
@@ -106,3 +106,47 @@ def test_errors_name_the_key():
         parse("ring:2", 2)
     with pytest.raises(ValueError, match=r"env\.tasks='0-1-1': a colour may not follow itself"):
         parse("0-1-1", 3)
+
+
+# --- abstract subgoals -----------------------------------------------------------------------------------
+
+
+def test_the_papers_subgoals_are_pairs_and_its_post_training_task_needs_their_unseen_transitions():
+    tasks, post = parse("table_a1", 8), parse("post_training_a1", 8)
+    assert tasks.subgoals == post.subgoals == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert tasks.subgoal_of.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    seen = {(int(a), int(b)) for a, b in zip(*np.nonzero(tasks.subgoal_transitions), strict=True)}
+    asked = {(int(a), int(b)) for a, b in zip(*np.nonzero(post.subgoal_transitions), strict=True)}
+    assert asked == {(0, 1), (1, 2), (2, 3), (3, 0)}  # A>B, B>C, C>D, D>A
+    assert not asked & seen
+    assert len(seen) == 8
+    assert (tasks.first_subgoals.tolist(), post.first_subgoals.tolist()) == ([0, 1, 2, 3], [0])
+
+
+def test_elsewhere_each_colour_is_a_subgoal():
+    for spec in ("ring:3", "table_a2", "0-1-2,2-1-0"):
+        tasks = parse(spec, 4)
+        assert tasks.subgoals == ((0,), (1,), (2,), (3,))
+        assert (tasks.subgoal_transitions == tasks.transitions).all()
+
+
+def test_colours_that_no_subgoal_names_are_their_own():
+    tasks = parse("3-1-0-2,4-3-1", 5, "3-1")
+    assert tasks.subgoals == ((3, 1), (0,), (2,), (4,))
+    assert tasks.subgoal_of.tolist() == [1, 0, 2, 0, 3]
+    assert [tasks.name(k) for k in range(4)] == ["3-1", "0", "2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "subgoals", "message"),
+    [
+        ("0-1-2", "0-1,1-2", r"env\.subgoals='0-1,1-2': a colour belongs to one subgoal"),
+        ("0-1-2", "0-9", r"colour 9 needs env\.num_colours > 9"),
+        ("0-1-2", "pairs", r"env\.subgoals='pairs' is not a list of subgoals"),
+        ("0-1-0-1", "0-1", r"env\.tasks='0-1-0-1': 1-0 leaves the order of the subgoal 0-1 or repeats it"),
+        ("ring:3", "0-1", r"env\.subgoals='0-1': the subgoals of env\.tasks=ring:3 are its colours"),
+    ],
+)
+def test_subgoals_that_make_no_sense_are_refused(spec, subgoals, message):
+    with pytest.raises(ValueError, match=message):
+        parse(spec, 4, subgoals)

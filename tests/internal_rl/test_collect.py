@@ -12,6 +12,7 @@ import pytest
 
 from envs.ant.world import AntWorld
 from envs.gridworld import GridWorld
+from internal_rl import streams
 from internal_rl.config import Config
 from internal_rl.stages import collect
 from internal_rl.trajectories import LABELS, load
@@ -42,7 +43,7 @@ def test_generated_episodes_replay_in_the_world(generate: Callable, env: GridWor
         mask = record["mask"][:, t]
         np.testing.assert_array_equal(mask, ~np.asarray(seen.done))
         np.testing.assert_array_equal(record["observation"][mask, t], np.asarray(seen.observation)[mask])
-        subgoal = np.asarray(jax.vmap(lambda pinpad: pinpad.subgoal)(state.pinpad))
+        subgoal = np.asarray(jax.vmap(lambda pinpad: pinpad.colour)(state.pinpad))
         np.testing.assert_array_equal(record["subgoal"][mask, t], subgoal[mask])
         place = np.asarray(state.objects)[np.arange(EPISODES), subgoal]
         np.testing.assert_array_equal(record["place"][mask, t], place[mask])
@@ -132,14 +133,14 @@ def test_only_what_may_be_learned_from_is_kept(
         EPISODES * len(imperfect_generator),
         3 * len(imperfect_generator),
     )
-    key = jax.random.fold_in(jax.random.key(config.seed), collect.DATA_STREAM["train"])
+    key = streams.key(config.seed, "data.train")
     first = jax.device_get(generate(jax.random.split(jax.random.fold_in(key, 0), EPISODES)))
     length = first["mask"].sum(1)[rows]
     stored = load(tmp_path)
     assert stored.length[: len(rows)].tolist() == length.tolist()
     expected = first["observation"][rows][first["mask"][rows]]
     np.testing.assert_array_equal(stored.observation[: length.sum()], expected)
-    flying = collect.OnTheFly(config, env, EPISODES, None, 0)(0)
+    flying = collect.OnTheFly(config, env, EPISODES, None, "batches.pretrain")(0)
     assert np.flatnonzero(np.asarray(flying.mask).any(1)).tolist() == rows
 
 
@@ -213,14 +214,14 @@ def test_draws_are_not_taken_for_means(
 @pytest.mark.usefixtures("one_generator")
 def test_on_the_fly_batches_are_a_pure_function_of_seed_stream_and_step(config: Config, env: GridWorld) -> None:
     of = lambda seed, stream: collect.OnTheFly(replace(config, seed=seed), env, EPISODES, None, stream)
-    batch, again, other = (of(0, stream) for stream in (0, 0, 1))
+    batch, again, other = (of(0, stream) for stream in ("batches.pretrain", "batches.pretrain", "batches.discover"))
     same = lambda x, y: all(map(np.array_equal, jax.tree.leaves(x), jax.tree.leaves(y)))
     third = batch(3)
     assert same(third, again(3))
     assert not same(third, batch(4))
     assert same(third, batch(3))
     assert not same(third, other(3))
-    assert not same(of(1, 0)(3), other(3))
+    assert not same(of(1, "batches.pretrain")(3), other(3))
     assert third.first.tolist() == [[True] + [False] * 9] * EPISODES
     assert third.observation.shape == (EPISODES, env.horizon, 3)
     labelled, subgoal = batch.labelled(3)

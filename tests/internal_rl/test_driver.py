@@ -73,7 +73,7 @@ def test_collection(config: Config, env: GridWorld, host: HostGrid) -> None:
 
 def test_controllers(config: Config, env: GridWorld, host: HostGrid) -> None:
     graphdef, params = pretrain.build(config, env)
-    goal = controllers.init_controllers(config, 2)
+    goal = controllers.init_controllers(config, env)
     play = lambda env: controllers.measure(env, graphdef, params, goal, jax.random.key(1), 32)
     assert play(host) == play(env)
     assert 0 < host.steps <= env.horizon

@@ -33,7 +33,7 @@ def metacontroller(make_metacontroller: Callable) -> Metacontroller:
 def infer(request: pytest.FixtureRequest, make_metacontroller: Callable) -> Callable:
     """(e, mask) -> Inference with a fixed key."""
     metacontroller = make_metacontroller(**EMBEDDERS[request.param])
-    return jax.jit(lambda e, mask: metacontroller.infer(e, mask, jax.random.key(0)))
+    return jax.jit(lambda e, mask: metacontroller.infer(e, mask, jax.random.split(jax.random.key(0), BATCH)))
 
 
 @pytest.fixture(scope="module")
@@ -318,5 +318,7 @@ def test_a_recovery_of_one_step_is_none(make_metacontroller: Callable, stream: j
     slow = metacontroller.integrate(stream, history, proposals, jnp.full(BATCH, 3.0))
     jax.tree.map(np.testing.assert_array_equal, one, free)
     assert (np.asarray(slow[0])[:, 1:] < np.asarray(free[0])[:, 1:]).all()
-    infer = lambda recovery: metacontroller.infer(stream, FULL, jax.random.key(0), recovery=recovery)
+    infer = lambda recovery: metacontroller.infer(
+        stream, FULL, jax.random.split(jax.random.key(0), BATCH), recovery=recovery
+    )
     assert (np.asarray(infer(jnp.full(BATCH, 3.0)).switch) != np.asarray(infer(None).switch)).any()

@@ -42,9 +42,9 @@ def test_elbo_is_nll_plus_alpha_kl() -> None:
     kl = jnp.array([[0.5, 1.0, 100.0], [3.0, 7.0, np.nan]])
     parts = elbo(LOG_PROB, kl, jnp.float32(0.2), MASK)
     assert [float(part) for part in parts] == pytest.approx([3.0 + 0.2 * 1.5, 3.0, 1.5])
-    scored = jnp.array([[True, False, False], [True, False, False]])  # the KL of all three real steps counts still
-    parts = elbo(LOG_PROB, kl, jnp.float32(0.2), MASK, scored)
-    assert [float(part) for part in parts] == pytest.approx([3.5 + 0.2 * 1.5, 3.5, 1.5])
+    scored = jnp.array([[True, False, False], [True, False, False]])  # NLL and KL of the same steps
+    parts = elbo(LOG_PROB, kl, jnp.float32(0.2), scored)
+    assert [float(part) for part in parts] == pytest.approx([3.5 + 0.2 * 1.75, 3.5, 1.75])
 
 
 @pytest.mark.parametrize(

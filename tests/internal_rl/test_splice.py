@@ -21,7 +21,7 @@ def rows() -> tuple[jax.Array, jax.Array]:
 
 def test_a_prefix_comes_from_the_row_before() -> None:
     observation, mask = rows()
-    seen, own = map(np.asarray, splice(observation, mask, jax.random.key(0), 0.5))
+    seen, own = map(np.asarray, splice(observation, mask, jax.random.split(jax.random.key(0), ROWS), 0.5))
     starts = LENGTH - own.sum(1)
     assert (own == (np.arange(LENGTH) >= starts[:, None])).all()  # once its own, a row stays its own
     before = np.roll(np.asarray(observation), 1, axis=0)
@@ -36,7 +36,7 @@ def test_a_prefix_comes_from_the_row_before() -> None:
 
 def test_no_share_changes_nothing() -> None:
     observation, mask = rows()
-    seen, own = splice(observation, mask, jax.random.key(0), 0.0)
+    seen, own = splice(observation, mask, jax.random.split(jax.random.key(0), ROWS), 0.0)
     np.testing.assert_array_equal(seen, observation)
     assert own.all()
 
@@ -51,7 +51,7 @@ def test_the_posterior_reads_the_episode_itself(
     first = jnp.zeros((3, 6), bool).at[:, 0].set(True)
     action = jnp.asarray(rng.integers(4, size=(3, 6)))
     batch = Batch(observation, action, action, jnp.ones((3, 6), bool), first)
-    run = jax.jit(lambda seen: steer(base, metacontroller, batch, jax.random.key(1), seen))
+    run = jax.jit(lambda seen: steer(base, metacontroller, batch, jax.random.split(jax.random.key(1), 3), seen))
     plain, plain_log_prob = run(observation)
     spliced, log_prob = run(jnp.roll(observation, 1, axis=0))
     jax.tree.map(np.testing.assert_array_equal, plain, spliced)

@@ -34,9 +34,9 @@ STEPS = 6
 def update() -> Callable:
     """Gradient steps on a quadratic whose minimum the input moves."""
 
-    def loss_fn(params: Any, step: jax.Array, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss_fn(params: Any, step: jax.Array, frozen: None, x: jax.Array):
         loss = jnp.square(params["w"] - x).sum() + step
-        return loss, {"loss": loss}
+        return loss, ({"loss": loss}, 1)
 
     return make_update(loss_fn, make_optimiser(OptimConfig(learning_rate=0.1), STEPS))
 
@@ -71,10 +71,10 @@ class Inputs:
         self.asked: list[int] = []
         self.disturb = disturb or {}
 
-    def __call__(self, step: int) -> tuple[np.ndarray]:
+    def __call__(self, step: int) -> tuple[None, np.ndarray]:
         self.asked.append(step)
         self.disturb.get(step, lambda: None)()
-        return (np.full((2, 2), 0.1 * step, np.float32),)
+        return None, np.full((2, 2), 0.1 * step, np.float32)
 
 
 def terminate() -> None:
@@ -194,7 +194,7 @@ def expire() -> None:
 
 
 def test_update_reports_the_gradient_norm(update: Callable, fresh: TrainState) -> None:
-    state, metrics = update(fresh, np.full((2, 2), 3.0, np.float32))
+    state, metrics = update(fresh, None, np.full((2, 2), 3.0, np.float32))
     assert float(metrics["grad_norm"]) == pytest.approx(8.0)  # four derivatives 2 (1 - 3)
     assert float(metrics["loss"]) == pytest.approx(16.0)
     assert state.step == 1

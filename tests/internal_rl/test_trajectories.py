@@ -19,6 +19,7 @@ from internal_rl.trajectories import (
     ShardWriter,
     bucketed_batches,
     concatenate,
+    gather,
     in_chunks,
     length_buckets,
     load,
@@ -220,8 +221,8 @@ DATA = behaviour(3, 5, 1, 2, 5, 4, 1, 3, 3)
 
 def make_batches(kind: str, seed: int) -> Batches:
     if kind == "packed":
-        return packed_batches(DATA, 8, 4, seed)
-    return bucketed_batches(DATA, 3, 4, seed)
+        return packed_batches(DATA, 8, 4, seed, "batches.pretrain")
+    return bucketed_batches(DATA, 3, 4, seed, "batches.discover")
 
 
 @pytest.mark.parametrize("kind", ["packed", "bucketed"])
@@ -254,7 +255,7 @@ def test_rows_hold_every_step_once_in_whole_episodes(kind: str) -> None:
 def test_gather_takes_the_steps_and_marks_episodes_and_padding() -> None:
     data = behaviour(2, 3, 1)
     index = np.array([[0, 1, 2, 3, 4], [5, -1, -1, -1, -1]])
-    batch = packed_batches(data, 5, 1, 0).gather(index)
+    batch = gather(data, index)
     assert batch.mask.tolist() == [[True] * 5, [True] + [False] * 4]
     # the second row's padding is an episode of its own
     assert batch.first.tolist() == [[True, False, True, False, False], [True, True, False, False, False]]
@@ -265,14 +266,14 @@ def test_gather_takes_the_steps_and_marks_episodes_and_padding() -> None:
 
 def test_groups_are_drawn_in_proportion_to_their_steps_with_equal_numbers_of_steps() -> None:
     data = behaviour(*[2] * 60, *[10] * 4)
-    batches = bucketed_batches(data, 2, 8, 0)
+    batches = bucketed_batches(data, 2, 8, 0, "batches.discover")
     drawn = [batches.draw(step) for step in range(2_000)]
     assert np.mean([index.shape[1] == 2 for index in drawn]) == pytest.approx(120 / 160, abs=0.03)
     assert {index.shape for index in drawn} == {(10, 2), (2, 10)}  # 8 episodes have 20 steps on average
 
 
 def test_packing_into_rows_of_no_given_length_takes_the_longest_episode() -> None:
-    assert packed_batches(DATA, 0, 4, 0).groups[0].shape[1] == 5
+    assert packed_batches(DATA, 0, 4, 0, "batches.pretrain").groups[0].shape[1] == 5
 
 
 def test_whole_gives_the_first_episodes_with_their_labels() -> None:

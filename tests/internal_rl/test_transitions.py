@@ -1,0 +1,79 @@
+"""Rates of the legs of the post-training task: held latents, redrawn latents, first legs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from envs.gridworld import GridWorld
+from internal_rl.analysis import transitions
+from internal_rl.analysis.transitions import REDRAWS, Latents
+from internal_rl.models.metacontroller import Metacontroller
+
+TRIALS = 64
+WIDTH, LATENT = 8, 3
+
+
+@pytest.fixture(scope="module")
+def world() -> GridWorld:
+    """Half of the episodes ask for 0 alone, half for 1 after 0."""
+    return GridWorld(size=3, num_colours=2, num_walls=0, horizon=10, tasks="0,0-1", num_maps=1)
+
+
+@pytest.fixture(scope="module")
+def play(world: GridWorld, make_backbone: Callable, make_metacontroller: Callable) -> Callable:
+    """(bias of the switch, codes) -> (which trials are first legs, reached, made, held) with random models."""
+    base_graph, base = nnx.split(make_backbone("hawk"), nnx.Param)
+    rng = np.random.default_rng(0)
+    goal = {name: rng.normal(size=(2, 1, WIDTH)).astype(np.float32) for name in "ab"}
+    key = jax.random.key(0)
+    starts = jax.vmap(world.reset)(jax.random.split(jax.random.split(key)[0], TRIALS))[0]
+    prefix = (np.asarray(starts.pinpad.length) - 1).astype(np.int32)
+
+    def run(bias: float, codes: np.ndarray, steering: transitions.Steering = "codes") -> tuple[np.ndarray, ...]:
+        metacontroller: Metacontroller = make_metacontroller()
+        metacontroller.switch_output.bias[...] = np.array([bias], np.float32)
+        graph, params = nnx.split(metacontroller, nnx.Param)
+        models: Any = (nnx.to_pure_dict(base), nnx.to_pure_dict(params))
+        latents = Latents(codes, np.zeros(codes.shape[:2], int))
+        answer = transitions._play(world, (base_graph, graph), steering, models, goal, latents, prefix, key)
+        return prefix == 0, *answer
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def codes() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(TRIALS, REDRAWS, LATENT)).astype(np.float32) * 10
+
+
+def test_a_shut_switch_holds_the_first_latent(play: Callable, codes: np.ndarray) -> None:
+    first_leg, reached, made, held = play(-100, codes)
+    assert reached[first_leg].all()  # the start needs no reaching
+    assert 0 < reached[~first_leg].sum() < (~first_leg).sum()
+    np.testing.assert_array_equal(made, held)
+    assert not made[~reached].any()
+    assert 0 < made.sum() < TRIALS
+    other = codes.copy()
+    other[:, 1:] = 0  # never drawn
+    np.testing.assert_array_equal(play(-100, other)[2], made)
+    other[:, 0] = -codes[:, 0]
+    assert (play(-100, other)[2] != made).any()
+
+
+def test_an_open_switch_voids_held_trials_and_redraws(play: Callable, codes: np.ndarray) -> None:
+    _, _, made, held = play(100, codes)
+    assert not held[~made].any()
+    assert held.sum() < made.sum()  # only legs of one step end before the switch opens again
+    other = codes.copy()
+    other[:, 1:] = -codes[:, 1:]
+    assert (play(100, other)[2] != made).any()
+
+
+def test_the_base_model_alone_has_no_latent_to_hold(play: Callable, codes: np.ndarray) -> None:
+    _, _, made, held = play(100, codes, "nothing")
+    np.testing.assert_array_equal(made, held)
+    np.testing.assert_array_equal(play(-100, -codes, "nothing")[2], made)
