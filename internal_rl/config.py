@@ -19,6 +19,8 @@ from internal_rl.validation import ConfigError as ConfigError
 from internal_rl.validation import validate as validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# Settings that never change what a run computes.
+FREE = ("run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every", "tracker.")
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,9 @@ class ProposeConfig:
 class TransitionsConfig:
     """How often what RL starts from makes each leg of the task; `controllers.trials` says of how many."""
 
-    untrained_episodes: int = 65_536  # of the policy before RL, on the whole task
+    untrained_episodes: int | None = (
+        None  # of the policy before RL, on the task; null: 65,536 (of a host's world 4,096)
+    )
 
 
 @dataclass(frozen=True)
@@ -293,13 +297,13 @@ def from_omegaconf(node: Any) -> Config:
     return validate(config)
 
 
-def compose(overrides: list[str]) -> Config:
-    """Compose conf/ with `overrides` in Hydra's syntax, as the scripts do."""
+def compose(overrides: list[str], conf: Path = CONF) -> Config:
+    """Compose conf/, or another commit's, with `overrides` in Hydra's syntax, as the scripts do."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf), version_base="1.3"):
         try:
             node = hydra_compose("config", overrides)
         except HydraException as error:
@@ -310,6 +314,18 @@ def compose(overrides: list[str]) -> Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of any of the config dataclasses."""
     return asdict(config)
+
+
+def settings(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a config (`to_dict`) that change what a run computes, by dotted path."""
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        path = prefix + key
+        if isinstance(value, dict):
+            leaves |= settings(value, f"{path}.")
+        elif not path.startswith(FREE):
+            leaves[path] = value
+    return leaves
 
 
 def save(config: Config, path: Path) -> None:

@@ -177,13 +177,5 @@ def load_run(directory: str | Path, **env: Any) -> Run:
 
 def _differences(saved: Config, config: Config) -> list[tuple[str, Any, Any]]:
     """Keys that change what a run computes and differ."""
-    free = ("run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every", "tracker.")
-
-    def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        leaves = {}
-        for key, value in node.items():
-            leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return leaves
-
-    old, new = flat(config_module.to_dict(saved)), flat(config_module.to_dict(config))
-    return [(key, old[key], new[key]) for key in old if old[key] != new[key] and not key.startswith(free)]
+    old, new = (config_module.settings(config_module.to_dict(each)) for each in (saved, config))
+    return [(key, old[key], new[key]) for key in old if old[key] != new[key]]

@@ -40,7 +40,6 @@ POSITIVE = {
     ),
     "propose": ("candidates", "codes", "restarts", "steps", "keep_steps", "batch_size", "noise", "initial_noise"),
     "policy": ("width", "mlp_width", "num_heads", "initial_std", "gain"),
-    "transitions": ("untrained_episodes",),
     "tracker": ("log_every",),
     **dict.fromkeys(OPTIMISERS, ("learning_rate",)),
 }  # fmt: skip
@@ -48,6 +47,7 @@ POSITIVE_OR_NULL = {
     "collect": ("max_steps",),
     "pretrain": ("micro_batch",),
     "discover": ("micro_batch",),
+    "transitions": ("untrained_episodes",),
     "model": ("embedding_variance",),
     **dict.fromkeys(OPTIMISERS, ("clip", "embedding_learning_rate", "muon_learning_rate")),
 }

@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from internal_rl.config import ConfigError, compose
 from internal_rl.jobs import Job, run_on_cores
 from internal_rl.metrics import geometric_mean
+from internal_rl.published import unclean
 
 ROOT = Path(__file__).resolve().parent.parent
 Rows = dict[str, list[str]]
@@ -76,12 +77,18 @@ def cell(values: list[float]) -> str:
     return f"{np.mean(known):.3f} ({min(known):.3f} to {max(known):.3f})" if known else ""
 
 
+def load_summaries(rows: Iterable[str], runs: Path, seeds: list[int]) -> dict[str, dict]:
+    """The summaries of these rows' runs that there are, by the run's folder."""
+    paths = [runs / folder(row) / f"seed-{seed}" / "summary.json" for row in rows for seed in seeds]
+    found = [path for path in paths if path.exists()]
+    return {str(path.parent.relative_to(runs)): json.loads(path.read_text()) for path in found}
+
+
 def table(rows: Rows, runs: Path, seeds: list[int]) -> str:
     """Markdown: one line a row of the ablation, mean and range over seeds."""
     lines = [f"| row | overrides | seeds | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row, overrides in rows.items():
-        paths = [runs / folder(row) / f"seed-{seed}" / "summary.json" for seed in seeds]
-        summaries = [json.loads(path.read_text()) for path in paths if path.exists()]
+        summaries = load_summaries([row], runs, seeds).values()
         cells = [row, f"`{' '.join(overrides)}`" if overrides else "", str(len(summaries))]
         cells += [cell([value(summary) for summary in summaries]) for value in COLUMNS.values()]
         lines.append(f"| {' | '.join(cells)} |")
@@ -90,8 +97,7 @@ def table(rows: Rows, runs: Path, seeds: list[int]) -> str:
 
 def write_page(page: Path, experiment: str, text: str, rows: Rows, runs: Path, seeds: list[int]) -> None:
     """page/README.md with the table, the command that makes it, and the commits of its runs."""
-    paths = [runs / folder(row) / f"seed-{seed}" / "summary.json" for row in rows for seed in seeds]
-    summaries = [json.loads(path.read_text()) for path in paths if path.exists()]
+    summaries = load_summaries(rows, runs, seeds).values()
     commits = sorted({summary["commit"] for summary in summaries})
     kinds = sorted({summary["device"]["kind"] for summary in summaries})
     page.mkdir(parents=True, exist_ok=True)
@@ -140,8 +146,11 @@ def main() -> None:
     finally:
         text = table(rows, runs, seeds)
         print(text)
-        if arguments.page:
+        refused = unclean(load_summaries(rows, runs, seeds)) if arguments.page else None
+        if arguments.page and not refused:
             write_page(arguments.page, experiment, text, rows, runs, seeds)
+    if refused:
+        sys.exit(f"error: {refused}")
 
 
 if __name__ == "__main__":

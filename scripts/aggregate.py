@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from internal_rl import published
 from internal_rl.analysis.report import SOLVED
 from internal_rl.metrics import geometric_mean
 
@@ -74,14 +75,16 @@ def write_page(directory: Path, summaries: dict[str, dict], page: Path, title: s
     lines = [f"# {title}", "", table(summaries), ""]
     for name, summary in summaries.items():
         seconds, rl = summary["seconds"], summary["internal_rl"]
+        config, commit = summary["config"], summary["commit"]
         stages = ", ".join(f"{stage} {value / 60:.1f}" for stage, value in seconds.items())
         lines += [
             f"## {name}",
             "",
-            f"`python scripts/pipeline.py experiment={summary['experiment']} seed={summary['seed']}`, "
-            f"{'commits' if ',' in summary['commit'] else 'commit'} "
-            f"{summary['commit']}, {summary['device']['kind']}; {len(rl['success'])} RL seeds of "
-            f"{rl['episodes']:,} episodes each; {sum(seconds.values()) / 60:.0f} minutes ({stages}).",
+            f"`{published.command(published.overrides(config))}`, "
+            f"{'commits' if ',' in commit else 'commit'} {commit}, {summary['device']['kind']}; "
+            f"{len(rl['success'])} RL seeds of {rl['episodes']:,} episodes each; "
+            f"{sum(seconds.values()) / 60:.0f} minutes ({stages}). "
+            f"{published.history(config, commit)}".strip(),
             "",
         ]
         for picture in PICTURES:
@@ -106,6 +109,8 @@ def main() -> None:
     summaries = {path.parent.name: json.loads(path.read_text()) for path in paths}
     print(table(summaries))
     if arguments.page:
+        if reason := published.unclean(summaries):
+            sys.exit(f"error: {reason}")
         write_page(arguments.directory, summaries, arguments.page, arguments.title)
 
 

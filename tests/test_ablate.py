@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -76,6 +77,19 @@ def test_the_page_names_what_made_its_runs(ablate, tmp_path):
     text = (tmp_path / "page" / "README.md").read_text()
     assert "commits abc, an old laptop." in text
     assert text.endswith("the table\n")
+
+
+def test_a_page_of_runs_from_a_changed_tree_is_refused(ablate, tmp_path, monkeypatch):
+    run = tmp_path / "ablation" / "quickstart" / "recipe" / "seed-0"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text(json.dumps(summary(0.5, {}, []) | {"commit": "abc+changes"}))
+    monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path))
+    monkeypatch.setattr(ablate, "load_rows", lambda experiment: {"recipe": []})
+    monkeypatch.setattr(ablate, "run_on_cores", lambda jobs, finished: None)
+    monkeypatch.setattr(sys, "argv", ["ablate.py", "quickstart", "--page", str(tmp_path / "page")])
+    with pytest.raises(SystemExit, match=r"error: recipe/seed-0 was made at commit abc\+changes;"):
+        ablate.main()
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_run_is_finished_when_its_summary_says_so(ablate, tmp_path):

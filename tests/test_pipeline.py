@@ -331,9 +331,12 @@ def test_transitions_of_the_base_alone_are_those_of_the_pretrained_one(run_dir, 
 
 def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):
     page = tmp_path / "page"
-    done = script("aggregate", str(run_dir.parent), "--page", str(page), "--title", "Smoke")
-    assert done.returncode == 0, done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
+    summary["commit"] = "abc"  # as from a tree without changes
+    shutil.copytree(run_dir / "figures", tmp_path / "runs" / "run" / "figures")
+    (tmp_path / "runs" / "run" / "summary.json").write_text(json.dumps(summary))
+    done = script("aggregate", str(tmp_path / "runs"), "--page", str(page), "--title", "Smoke")
+    assert done.returncode == 0, done.stderr
     start = summary["discovery"]["unseen_transitions"]["start"]["0>1"]  # the one unseen transition
     line = next(line for line in done.stdout.splitlines() if line.startswith("| run | 0-1"))
     assert f"| {max(start, 1e-4):.3f} | {summary['internal_rl']['success'][0]:.3f} |" in line

@@ -31,6 +31,7 @@ from internal_rl.stages.reinforce import make_learner, seed_key
 
 Source = Literal["base", "prior", "same_code", "first_code", "start", "expert"]
 Steering = Literal["nothing", "codes", "experts"]
+UNTRAINED, HOST_UNTRAINED = 65_536, 4_096  # episodes of the policy before RL: half a minute, a minute or two
 REDRAWS = 8  # latents kept ready per trial; after that many openings the last one stays
 
 
@@ -285,8 +286,9 @@ def untrained(config: Config, directory: Path) -> dict[str, int]:
     policy_key = streams.fold(seed_key(config, "internal_rl", 0), "weights.policy")
     params = jax.jit(lambda key: learner.init(key, frozen).params)(policy_key)
     play = learner.player()
-    chunk = min(config.reinforce.batch_size, config.transitions.untrained_episodes)
-    calls = -(-config.transitions.untrained_episodes // chunk)
+    episodes = config.transitions.untrained_episodes or (HOST_UNTRAINED if env.on_host else UNTRAINED)
+    chunk = min(config.reinforce.batch_size, episodes)
+    calls = -(-episodes // chunk)
     successes = 0
     for call in range(calls):
         key = streams.key(config.seed, "transitions.untrained", call)

@@ -38,12 +38,12 @@ def test_codes_are_read_where_the_switch_opens(first_codes: bool) -> None:
     latent = jnp.arange(8.0).reshape(2, 4, 1)
     switch = jnp.array([[1.0, 0.1, 0.9, 0.2], [1.0, 0.2, 0.3, 0.8]])
     reader = object.__new__(Reader)
-    reader.key, reader.first_codes = jax.random.key(0), first_codes
+    reader.seed, reader.first_codes = 0, first_codes
     reader.infer = lambda batch, key: SimpleNamespace(
         switch=switch, latent=latent, posterior=SimpleNamespace(mean=-latent)
     )
     mask = np.array([[True] * 4, [True] * 3 + [False]])
-    codes, opened = reader(SimpleNamespace(mask=mask, observation=np.asarray(latent) + 10), 0)
+    codes, opened = reader(SimpleNamespace(mask=mask, observation=np.asarray(latent) + 10), "propose.codes", 0)
     steps = [0, 4] if first_codes else [0, 2, 4]
     assert np.flatnonzero(opened).tolist() == steps
     assert codes.latent[:, 0].tolist() == steps

@@ -1,0 +1,96 @@
+"""What a published result was made with: the command that gives its settings, and its commit."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from internal_rl.config import CONF, Config, ConfigError, compose, settings, to_dict
+
+PLAIN = re.compile(r"[A-Za-z_][\w.:/-]*|\d+(-\d+)+")  # what Hydra reads as a string without quotes
+WORDS = ("null", "true", "false", "nan", "inf")  # but for these
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a saved config, by dotted path; keys added since have their defaults."""
+    found = settings(to_dict(Config())) | settings(config)
+    if found["env.map_seed"] is None:  # the map of the run's seed
+        found["env.map_seed"] = found["seed"]
+    return found
+
+
+def overrides(config: dict[str, Any], conf: Path = CONF) -> list[str]:
+    """What scripts/pipeline.py has to be given for the settings of `config`, in Hydra's syntax.
+
+    Experiment and seed, then every setting in which `config` differs from the preset in `conf`.
+    """
+    name = config["experiment_name"]
+    preset = [f"experiment={name}"] if (conf / "experiment" / f"{name}.yaml").exists() else []
+    chosen = [*preset, f"seed={config['seed']}"]
+    published = resolved(config)
+    composed = resolved(to_dict(compose(chosen, conf)))
+    differing = [key for key in composed if published[key] != composed[key]]
+    return chosen + [f"{key}={_hydra(published[key])}" for key in differing]
+
+
+def _hydra(value: Any) -> str:
+    """A value in Hydra's syntax."""
+    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def vanished(config: dict[str, Any]) -> list[str]:
+    """Settings of `config` that no longer exist, with their values."""
+    known = settings(to_dict(Config()))
+    return [f"{key}={_hydra(value)}" for key, value in settings(config).items() if key not in known]
+
+
+def command(arguments: list[str]) -> str:
+    """The call of scripts/pipeline.py, for a shell."""
+    return shlex.join(["python", "scripts/pipeline.py", *arguments])
+
+
+def overrides_then(config: dict[str, Any], commit: str) -> list[str] | None:
+    """As `overrides`, from the presets of `commit`.
+
+    None where that is not known: this commit is missing, or today's schema refuses its presets.
+    """
+    git = ["git", "archive", commit, CONF.name]
+    archive = subprocess.run(git, cwd=CONF.parent, capture_output=True)
+    if archive.returncode != 0:
+        return None
+    with TemporaryDirectory() as folder:
+        subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        try:
+            return overrides(config, Path(folder) / CONF.name)
+        except ConfigError:
+            return None
+
+
+def history(config: dict[str, Any], commits: str) -> str:
+    """Sentences on what has changed since the run: presets, and settings that are gone."""
+    now = overrides(config)
+    then = overrides_then(config, commits.split(", ")[0])
+    sentences = []
+    if then is not None and then != now:
+        gave = f"at that commit `{command(then)}` gave these settings"
+        sentences.append(f"Made with an older preset: {gave}.")
+    if gone := vanished(config):
+        sentences.append(f"No longer a setting: {', '.join(f'`{each}`' for each in gone)}.")
+    return " ".join(sentences)
+
+
+def unclean(summaries: dict[str, dict[str, Any]]) -> str | None:
+    """Why these runs cannot be published, None if they can.
+
+    Nobody else can get the code of a tree with changes.
+    """
+    for name, summary in summaries.items():
+        commit = summary["commit"]
+        if "+changes" in commit or "unknown" in commit:
+            return f"{name} was made at commit {commit}; make it again from a clean commit"
+    return None
