@@ -24,13 +24,14 @@ from internal_rl.stages.discover import Diagnostics, load_metacontroller
 from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import read_metrics
 from internal_rl.trajectories import load
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=500)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=HANG)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,7 @@ def raising(tmp_path: Path, error: str) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"},
-        timeout=500,
+        timeout=HANG,
     )
 
 
