@@ -59,6 +59,7 @@ def test_wrong_type_is_refused_with_its_path():
     ("overrides", "message"),
     [
         (["model.mixer=lstm"], r"model\.mixer='lstm' is not one of hawk, transformer"),
+        (["matmul_precision=low"], r"matmul_precision='low' is not one of default, high, highest"),
         (["model.control_layer=4"], r"model\.control_layer=4 must leave blocks on both sides: 1 to 3"),
         (["collect.noise=0"], r"collect\.noise=0\.0 and collect\.noise_kind=injection disagree"),
         (["collect.max_steps=41"], r"collect\.max_steps=41 exceeds env\.horizon=40"),
@@ -203,6 +204,7 @@ PAPER = ("grid_paper", "ant_paper")
 def test_what_the_paper_does_not_say_is_ours(name):
     config = compose([f"experiment={name}"])
     controllers, discover, reinforce = config.controllers, config.discover, config.reinforce
+    assert config.matmul_precision == "highest"
     # Section 3
     assert (config.pretrain.row_length, config.pretrain.history_dropout, config.pretrain.optim.clip) == (0, 0, None)
     # Figure 4

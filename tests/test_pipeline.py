@@ -149,6 +149,19 @@ def test_reuse_knows_what_the_second_dataset_holds():
     assert differing == ["discover.mean_actions"]
 
 
+def test_reuse_takes_no_models_of_another_precision_but_their_data():
+    """What is collected is exact."""
+    old, new = (
+        to_dict(compose(["experiment=smoke", f"matmul_precision={setting}"])) for setting in ("high", "highest")
+    )
+    differing = {
+        stage: [key for key in keys if not same_setting(old, new, key)]
+        for stage, keys in READS.items()
+        if stage in ("collect", "pretrain")
+    }
+    assert differing == {"collect": [], "pretrain": ["matmul_precision"]}
+
+
 def test_seconds_and_commits_are_those_of_the_work(tmp_path, monkeypatch):
     """Interrupted sessions count; a report made later names what made the results."""
     run = Run(compose(["experiment=smoke"]), tmp_path)
