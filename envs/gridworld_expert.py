@@ -2,7 +2,8 @@
 
 The expert knows the hidden task; dynamic programming gives every optimal action and it plays one of them
 uniformly. `bayes_log_prob` and `log_prob` score its labels as the best possible predictors would: one
-that knows the task set but not the task, one that is told the current subgoal.
+that knows the task set but not the task, one that is told the current subgoal. They are exact on
+every device: their products are float32 ones, whatever `matmul_precision` says of the models'.
 """
 
 import jax
@@ -107,6 +108,7 @@ class GridExpert:
             return {}
         return {"bayes_log_prob": self.bayes_log_prob(plan, start.objects, targets, labels)}
 
+    @jax.default_matmul_precision("highest")
     def bayes_log_prob(self, plan: GridPlan, objects: jax.Array, cells: jax.Array, labels: jax.Array) -> jax.Array:
         """Log-probability of each label under the exact posterior over tasks given o_{1:t}.
 

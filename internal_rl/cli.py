@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from internal_rl import config as config_module
+from internal_rl import runtime
 from internal_rl.config import STAGES, Config, ConfigError
 
 
@@ -34,6 +35,7 @@ def hydra_main(work: Callable[[Config], None]) -> None:
 
                 changed = settings.job.override_dirname.replace("/", "-") or "default"
                 config = replace(config, run_dir=str(default_directory(config) / changed))
+            runtime.use_matmul_precision(config.matmul_precision)
             work(config)
         except (ConfigError, CheckpointError, DatasetError) as error:
             print(f"error: {error}", file=sys.stderr)

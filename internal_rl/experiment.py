@@ -162,7 +162,10 @@ def check_worlds(run: Run) -> None:
 
 
 def load_run(directory: str | Path, **env: Any) -> Run:
-    """A run made before, for evaluation; `env` replaces settings of its environment (another task or layout)."""
+    """A run made before, for evaluation; `env` replaces settings of its environment (another task or layout).
+
+    The precision of matrix products stays this process's: see `runtime.use_matmul_precision`.
+    """
     path = Path(directory) / "config.json"
     if not path.exists():
         raise ConfigError(f"{directory} is not a run directory (no config.json)")

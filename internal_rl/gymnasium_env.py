@@ -79,7 +79,8 @@ def from_run(run_dir: str | Path, **env: Any) -> InternalGymnasiumEnv:
     """The internal environment of a run whose discovery has finished, on its post-training task.
 
     env: settings of the environment to replace, as in `load_run` (`post_tasks="0-1-2"`). Raises ConfigError for a
-    directory that holds no run.
+    directory that holds no run. The precision of matrix products stays this process's: see
+    `runtime.use_matmul_precision`.
     """
     run = load_run(run_dir, **env)
     learner, frozen = make_learner(run.config, run.post_env, run.directory, "internal_rl")

@@ -25,7 +25,7 @@ WRITES = {
 }
 READS = {
     "collect": ("seed", "env", "collect", "discover.noise", "discover.mean_actions"),
-    "pretrain": ("model", "pretrain"),
+    "pretrain": ("matmul_precision", "model", "pretrain"),
     "controllers": ("controllers", "discover.num_buckets", "env.post_tasks", "env.horizon"),
     "discover": ("metacontroller", "discover"),
     "propose": ("propose",),

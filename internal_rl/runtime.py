@@ -1,4 +1,4 @@
-"""Process-wide settings that must be made before JAX is imported."""
+"""Process-wide settings: those of `setup` must be made before JAX is imported."""
 
 import ctypes
 import logging
@@ -36,3 +36,14 @@ def setup() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     # Also the programs that compile in no time: a start runs some 500 of them, mostly one operation each.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def use_matmul_precision(precision: str) -> None:
+    """Compute the float32 matrix products of this process as `Config.matmul_precision` says.
+
+    Scripts call it once, with the run's setting. `load_run` and `from_run` leave it to the program
+    that calls them, whose other models it changes, too; without it JAX's own default holds.
+    """
+    import jax
+
+    jax.config.update("jax_default_matmul_precision", precision)

@@ -14,6 +14,7 @@ class ConfigError(ValueError):
 STAGES = ("collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce", "report")
 CHOICES = {
     "until": STAGES,
+    "matmul_precision": ("default", "high", "highest"),
     "collect.noise_kind": ("none", "epsilon", "injection"),
     "model.mixer": ("hawk", "transformer"),
     "model.action_std": ("constant", "state"),

@@ -14,6 +14,7 @@ from internal_rl.train_loop import Interrupted  # noqa: E402
 def main(directory: str, algorithm: str, rl_seed: str) -> int:
     """Train and test one seed; the exit status is 3 if it was interrupted and saved."""
     run, seed = load_run(directory), int(rl_seed)
+    runtime.use_matmul_precision(run.config.matmul_precision)
     with run.tracker(seed=seed) as tracker:
         try:
             result = reinforce.run_seed(run.config, run.post_env, run.directory, tracker, algorithm, seed)  # type: ignore[arg-type]

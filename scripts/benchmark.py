@@ -47,6 +47,7 @@ def report(name: str, batch: int, steps: float, elapsed: float) -> None:
 
 def benchmark(config: Config) -> None:
     """Measure with fresh weights: shapes and costs are those of training, episodes end sooner than trained ones."""
+    runtime.use_matmul_precision(config.matmul_precision)
     env, post = make_env(config), make_env(config, config.env.post_tasks)
     if not isinstance(env.action_spec, Discrete):
         raise ConfigError(f"env.name={config.env.name}: this is for discrete actions; see scripts/benchmark_ant.py")

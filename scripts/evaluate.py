@@ -36,6 +36,7 @@ def main() -> None:
             raise ConfigError(
                 "every episode of this run has a layout of its own: --map-seed and --first-map do nothing"
             )
+        runtime.use_matmul_precision(run.config.matmul_precision)
         learner, frozen = make_learner(run.config, run.post_env, run.directory, arguments.algorithm)
         play = learner.player()
         for rl_seed in range(run.config.reinforce.num_seeds):

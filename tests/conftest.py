@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from internal_rl import runtime
 
@@ -10,6 +11,10 @@ from internal_rl import runtime
 # inherited by the scripts that tests start. The slow tests run long enough for the contrary (`make test-slow`).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 runtime.setup()
+
+# A busy machine makes tests slower, not wrong: no example has a time limit, nor has the drawing of examples.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,15 @@
 """The configuration: everything in conf/ composes, and bad input is refused with the key's path."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from internal_rl import config as config_module
-from internal_rl.config import CONF, Config, ConfigError, PretrainConfig, compose, load, save, validate
+from internal_rl.config import CONF, Config, ConfigError, PretrainConfig, compose, load, save, to_dict, validate
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = sorted(
@@ -55,6 +59,7 @@ def test_wrong_type_is_refused_with_its_path():
     ("overrides", "message"),
     [
         (["model.mixer=lstm"], r"model\.mixer='lstm' is not one of hawk, transformer"),
+        (["matmul_precision=low"], r"matmul_precision='low' is not one of default, high, highest"),
         (["model.control_layer=4"], r"model\.control_layer=4 must leave blocks on both sides: 1 to 3"),
         (["collect.noise=0"], r"collect\.noise=0\.0 and collect\.noise_kind=injection disagree"),
         (["collect.max_steps=41"], r"collect\.max_steps=41 exceeds env\.horizon=40"),
@@ -190,6 +195,84 @@ def test_ant_paper_has_every_figure_of_the_paper():
     assert (config.reinforce.batch_size, config.reinforce.optim.learning_rate) == (256, 3e-5)
     assert config.reinforce.optim.weight_decay == 0
     assert config.expert.entropy == 3e-4
+
+
+PAPER = ("grid_paper", "ant_paper")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_the_paper_does_not_say_is_ours(name):
+    config = compose([f"experiment={name}"])
+    controllers, discover, reinforce = config.controllers, config.discover, config.reinforce
+    assert config.matmul_precision == "highest"
+    # Section 3
+    assert (config.pretrain.row_length, config.pretrain.history_dropout, config.pretrain.optim.clip) == (0, 0, None)
+    # Figure 4
+    assert (controllers.steps, controllers.batch_size, controllers.rank) == (800, 64, 16)
+    assert (controllers.episodes, controllers.trials) == (1_024, 2_048)
+    assert (controllers.optim.learning_rate, controllers.optim.weight_decay) == (3e-3, 0.03)
+    assert (controllers.optim.b1, controllers.optim.b2, controllers.optim.clip) == (0.9, 0.98, 1.0)
+    assert (controllers.optim.warmup_steps, controllers.optim.final_fraction) == (0, 1.0)
+    # Section 4
+    meta = config.metacontroller
+    assert (discover.alpha_delay, discover.alpha_ramp, discover.optim.clip) == (200, 1_500, None)
+    assert (discover.recovery, discover.curriculum_delay, discover.curriculum_ramp, discover.splice) == (0, 0, 0, 0)
+    assert (meta.switch_width, meta.hypernetwork_scale) == (32, 0.1)
+    assert (meta.encoder_norm, meta.shared_noise, config.propose.experts) == (False, False, 0)
+    # Section 5
+    assert (config.policy.initial_std, config.policy.mlp_width, config.policy.num_heads) == (1.0, 512, 8)
+    assert (reinforce.epochs, reinforce.minibatches, reinforce.clip) == (4, 1, 0.2)
+    assert (reinforce.max_decisions, reinforce.num_seeds, reinforce.test_episodes) == (24, 3, 2_048)
+    assert (reinforce.optim.b1, reinforce.optim.b2, reinforce.optim.clip) == (0.9, 0.999, 1.0)
+    assert (reinforce.optim.warmup_steps, reinforce.optim.final_fraction) == (0, 1.0)
+
+
+# Keys on which no number of a preset depends, and those that validation keeps at their defaults there.
+NOT_NAMED = {
+    *("seed", "run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every"),
+    *("env.map_seed", "env.first_map", "env.physics"),  # no pool of maps; both physics are the same
+    *("policy.gain", "policy.train_experts"),  # of a proposal
+    *("metacontroller.embedder_memory", "metacontroller.embedding_lag"),  # of a GRU
+    *("controllers.optim.embedding_learning_rate", "controllers.optim.muon_learning_rate"),  # of a base model
+}
+NOT_NAMED_OF = {
+    "grid_paper": {
+        *("env.cell_size", "env.frame_skip", "model.action_std"),  # of the ant
+        *("collect.episodes", "collect.shard_episodes"),  # none are stored
+        "collect.expert_episodes",  # the expert is perfect
+    },
+    "ant_paper": {"model.head_width"},  # of attention
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_new_default_changes_no_number_of_a_paper_preset(name):
+    every = set(flat(to_dict(compose([f"experiment={name}"]))))
+    elsewhere = {key for key in every if key.startswith(("propose.", "expert.", "tracker."))} - {"propose.experts"}
+    named = set(named_keys(CONF / "experiment" / f"{name}.yaml"))
+    assert every - named == elsewhere | NOT_NAMED | NOT_NAMED_OF[name]
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys with their paths."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def named_keys(file: Path, prefix: str = "") -> Iterator[str]:
+    """Keys that a file of conf/ sets, itself or by the options that it chooses."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(file))
+    for default in node.pop("defaults", []):
+        if isinstance(default, dict):  # {"override /GROUP@PLACE": OPTION}
+            ((target, option),) = default.items()
+            group, _, place = target.removeprefix("override /").partition("@")
+            yield from named_keys(CONF / group / f"{option}.yaml", f"{place or group}.")
+        elif default != "_self_":
+            yield from named_keys(file.with_stem(default), prefix)
+    yield from flat(node, prefix)
 
 
 def test_mean_actions_need_a_dataset_of_their_own():

@@ -1,14 +1,17 @@
 """Programs side by side: each on one core, asked for only when there is room, and a failure that names its job."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from internal_rl.jobs import Job, cores, run_on_cores
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,7 +47,8 @@ def test_a_failure_names_the_job(tmp_path):
 def test_no_job_outlives_the_call(tmp_path, ending):
     """Whether another job fails or the process that runs them is told to end."""
     mark = tmp_path / "started"
-    jobs = [python("slow", f"import pathlib, time; pathlib.Path({str(mark)!r}).touch(); time.sleep(60)")]
+    slow = f"import pathlib, time; pathlib.Path({str(mark)!r}).touch(); time.sleep({HANG})"
+    jobs = [python("slow", slow)]
     if ending == "failure":
         if len(cores()) == 1:
             pytest.skip("one core: no second job beside the slow one")
@@ -52,10 +56,15 @@ def test_no_job_outlives_the_call(tmp_path, ending):
         jobs.append(python("broken", f"import pathlib, time\n{wait}\nraise SystemExit(1)"))
     program = f"from pathlib import Path; from internal_rl.jobs import Job, run_on_cores; run_on_cores({jobs!r})"
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True)
-    if ending == "SIGTERM":
-        while not mark.exists():
-            time.sleep(0.05)
-        parent.terminate()
-    assert parent.wait(timeout=30) != 0
-    with pytest.raises(ProcessLookupError):  # nobody is left in its group
-        os.killpg(parent.pid, 0)
+    try:
+        if ending == "SIGTERM":
+            while not mark.exists():
+                assert parent.poll() is None
+                time.sleep(0.05)
+            parent.terminate()
+        assert parent.wait(timeout=HANG) != 0
+        with pytest.raises(ProcessLookupError):  # nobody is left in its group
+            os.killpg(parent.pid, 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)

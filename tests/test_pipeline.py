@@ -24,13 +24,14 @@ from internal_rl.stages.discover import Diagnostics, load_metacontroller
 from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import read_metrics
 from internal_rl.trajectories import load
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=500)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=HANG)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,19 @@ def test_reuse_knows_what_the_second_dataset_holds():
     assert differing == ["discover.mean_actions"]
 
 
+def test_reuse_takes_no_models_of_another_precision_but_their_data():
+    """What is collected is exact."""
+    old, new = (
+        to_dict(compose(["experiment=smoke", f"matmul_precision={setting}"])) for setting in ("high", "highest")
+    )
+    differing = {
+        stage: [key for key in keys if not same_setting(old, new, key)]
+        for stage, keys in READS.items()
+        if stage in ("collect", "pretrain")
+    }
+    assert differing == {"collect": [], "pretrain": ["matmul_precision"]}
+
+
 def test_seconds_and_commits_are_those_of_the_work(tmp_path, monkeypatch):
     """Interrupted sessions count; a report made later names what made the results."""
     run = Run(compose(["experiment=smoke"]), tmp_path)
@@ -270,7 +284,7 @@ def raising(tmp_path: Path, error: str) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "1"},
-        timeout=500,
+        timeout=HANG,
     )
 
 

@@ -15,6 +15,7 @@ from internal_rl import tracking
 from internal_rl.metrics import geometric_mean
 from internal_rl.tracking import METRICS, Tracker, UnknownMetricError, progress, read_metrics
 from internal_rl.train_loop import Interrupted
+from tests.limits import HANG
 
 
 class FakeRun:
@@ -117,7 +118,7 @@ with Tracker(Path(sys.argv[1]), wandb_mode="disabled", context={"seed": int(sys.
         tracker.log("internal_rl", episodes, {"success": 0.5, "updated": 1})
 """
     workers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), seed]) for seed in "01"]
-    assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=HANG) for worker in workers] == [0, 0]
 
     texts = (tmp_path / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(text) for text in texts]  # raises on an interleaved line

@@ -182,6 +182,7 @@ class AntExpert:
         way = jax.random.randint(way_key, plan.detours.shape, 0, 4)
         return plan.replace(detours=jnp.where(is_led, way, -1))  # pyright: ignore[reportAttributeAccessIssue]
 
+    @jax.default_matmul_precision("highest")  # labels and densities alike on every device
     def distribution(self, plan: AntPlan, state: AntState) -> tuple[Float[Array, "8"], Float[Array, "8"]]:
         """(mean, log of the deviation) of the action."""
         params = self.params

@@ -196,6 +196,7 @@ class AntWorld:
         reward = success.astype(jnp.float32)
         return api.TimeStep(observation, observation, reward, state.done, state.truncated, success, entered)
 
+    @jax.default_matmul_precision("highest")
     def observe(self, state: AntState) -> Float[Array, "N"]:
         """symlog of height, orientation, joints [13] and velocities [14]; x, y over half the floor's side [2]; objects
         relative to the torso, over half the side [2 (O + W)]; position within the cell in [-1, 1] [2].

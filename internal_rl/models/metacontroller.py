@@ -1,5 +1,8 @@
 """The metacontroller (App. D.2): reads the residual stream, infers a latent, writes a low-rank perturbation back.
 
+History, embedder, encoder and switch read e RMS-normalised, without a learned scale (ours: the
+paper does not say); the control is applied to e as it is.
+
 Only the small recurrences (history, embedder, switch and latent) are scanned; encoder and decoder run parallel
 over time, and neither U nor its factors are ever formed for a step.
 """

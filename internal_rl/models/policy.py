@@ -44,6 +44,8 @@ class LatentPolicy(nnx.Module):
 
     Without a proposal z is normal: the MLP gives the mean, the std does not depend on the state. With one, z is
     from its mixture: the MLP moves the weights of the experts, each has an offset and a std of its own.
+
+    e is RMS-normalised, without a learned scale, before the block reads it (ours: the paper does not say).
     """
 
     def __init__(

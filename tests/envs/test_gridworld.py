@@ -142,7 +142,7 @@ def test_observations_by_hand(kind, size, indices):
 
 
 @given(st.permutations(range(16)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_distances_and_acceptance_equal_breadth_first_search(crowded_world, cells):
     objects, agent = cells[:8], cells[8]
     distances = np.asarray(jitted(crowded_world.distances)(jnp.array(objects)))

@@ -73,7 +73,6 @@ def sequences(draw):
 
 
 @given(sequences())
-@settings(max_examples=100, deadline=None)
 def test_automaton_emits_exactly_the_listed_tasks(listed):
     spec = ",".join("-".join(map(str, task)) for task in listed)
     tasks = parse(spec, NUM_COLOURS)
@@ -85,7 +84,7 @@ def test_automaton_emits_exactly_the_listed_tasks(listed):
 
 
 @given(st.integers(3, 7), st.integers(1, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_ring_emits_exactly_the_tasks_of_the_rule(num_colours, length):
     found = language(parse(f"ring:{length}", num_colours))
     expected = dict(reference.all_tasks(f"ring:{length}", num_colours))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
@@ -39,7 +39,6 @@ def test_count_matches_by_hand(found: tuple, true: tuple, matches: int) -> None:
     assert count_matches(events(*found), events(*true)) == matches
 
 
-@settings(deadline=None)
 @given(EVENTS, EVENTS, st.integers(0, 3))
 def test_count_matches_is_the_largest_matching(found: np.ndarray, true: np.ndarray, tolerance: int) -> None:
     near = np.abs(np.flatnonzero(found)[:, None] - np.flatnonzero(true)) <= tolerance

@@ -26,6 +26,7 @@ from internal_rl.train_loop import (
     run,
     stop_flag,
 )
+from tests.limits import HANG
 
 STEPS = 6
 
@@ -177,16 +178,20 @@ def test_time_limit_saves_inside_a_loop_and_ends_elsewhere(
 ) -> None:
     former = signal.getsignal(signal.SIGALRM)
     try:
-        interrupt_after(3600)
+        interrupt_after(HANG)
         with pytest.raises(Interrupted, match="after step 3 and saved"):
             train(update, fresh, Inputs({2: expire}), tracker, tmp_path / "pretrain")
         assert checkpoint.metadata(tmp_path / "pretrain" / "running")["step"] == 3
-        interrupt_after(0.05)
         with pytest.raises(Interrupted, match=r"time_limit=0\.05 s is over"):
-            time.sleep(5)
+            sleep_past_a_limit(0.05)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
+
+
+def sleep_past_a_limit(seconds: float) -> None:
+    interrupt_after(seconds)
+    time.sleep(HANG)
 
 
 def expire() -> None:

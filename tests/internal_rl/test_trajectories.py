@@ -176,7 +176,6 @@ def test_pickled_objects_are_refused_even_with_the_right_hash(saved: Path) -> No
 # --- rows ------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(0, 5))
 def test_pack_places_every_episode_once_in_rows_that_hold_them(length: np.ndarray, seed: int) -> None:
     rows = pack(length, 10, np.random.default_rng(seed))
@@ -201,7 +200,7 @@ def waste(length: np.ndarray, edges: tuple[int, ...]) -> int:
     return sum(min(edge for edge in edges if edge >= n) - n for n in length)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(LENGTHS, st.integers(1, 4))
 def test_length_buckets_are_the_best_there_are(length: np.ndarray, num_buckets: int) -> None:
     values = np.unique(length).tolist()
