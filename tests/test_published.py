@@ -205,7 +205,7 @@ def test_a_run_of_an_older_preset_says_so():
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs the history of the repository")
-    config = to_dict(compose(["experiment=ant_small", "seed=404", "discover.recovery=60"]))
+    config = to_dict(compose(["experiment=ant_small", "seed=404", "discover.recovery=60", "controllers.trials=512"]))
     assert history(config, "0e8ee0a") == (
         "Made with an older preset: at that commit "
         "`python scripts/pipeline.py experiment=ant_small seed=404` gave these settings."
