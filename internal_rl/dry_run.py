@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from envs.api import Dense, Environment
-from internal_rl.config import Config
+from internal_rl.analysis.transitions import legs_of, untrained_episodes
+from internal_rl.config import Config, DiscoverConfig, PretrainConfig
 from internal_rl.experiment import make_env
 from internal_rl.models.policy import LatentPolicy
 from internal_rl.models.proposal import Proposal
@@ -90,16 +91,14 @@ def observed_numbers(env: Environment) -> int:
     return spec.size if isinstance(spec, Dense) else spec.active
 
 
-def unseen_transitions(config: Config) -> int:
-    """How many transitions of the post-training task pretraining never shows."""
-    seen = make_env(config).tasks.transitions
-    asked = make_env(config, config.env.post_tasks).tasks.transitions
-    return int((asked & ~seen).sum())
+def at_once(settings: PretrainConfig | DiscoverConfig) -> int:
+    """Episodes of one backward pass."""
+    return min(settings.micro_batch or settings.batch_size, settings.batch_size)
 
 
 def count_rows(config: Config) -> list[Row]:
     """Work and memory of every stage that computes with a model."""
-    env = make_env(config)
+    env, post_env = make_env(config), make_env(config, config.env.post_tasks)
     model, horizon = config.model, config.collect.max_steps or env.horizon  # of the data
     base_params = _count(pretrain.build(config, env)[1])
     meta_params = _count(discover.build(config)[1])
@@ -114,13 +113,13 @@ def count_rows(config: Config) -> list[Row]:
             "pretrain",
             config.pretrain.steps,
             FORWARD_BACKWARD * base * config.pretrain.steps * config.pretrain.batch_size * horizon,
-            ADAM_COPIES * base_params + config.pretrain.batch_size * horizon * activations,
+            ADAM_COPIES * base_params + at_once(config.pretrain) * horizon * activations,
         )
     ]
 
     # Supervised controllers: two products with the factors of all of them, at every step.
     settings = config.controllers
-    factors = 2 * config.env.num_colours * settings.rank * model.width
+    factors = 2 * len(env.tasks.subgoals) * settings.rank * model.width
     goal_control = 2.0 * factors
     learned = settings.steps * settings.batch_size * horizon
     played = settings.episodes * env.horizon
@@ -142,7 +141,7 @@ def count_rows(config: Config) -> list[Row]:
             * config.discover.steps
             * config.discover.batch_size
             * horizon,
-            ADAM_COPIES * meta_params + config.discover.batch_size * horizon * (activations + 64 * model.width),
+            ADAM_COPIES * meta_params + at_once(config.discover) * horizon * (activations + 64 * model.width),
         )
     )
 
@@ -154,29 +153,30 @@ def count_rows(config: Config) -> list[Row]:
         lower = base * model.control_layer / model.depth
         proposed = propose.batch_size * sum(steps * experts for steps, experts in fits)
         table = env.observation_spec.size * propose.candidates * latent
-        at_once = max(propose.batch_size * propose.candidates, propose.codes * propose.experts)
+        most = max(propose.batch_size * propose.candidates, propose.codes * propose.experts)
         rows.append(
             Row(
                 "propose",
                 sum(steps for steps, _ in fits),
                 (lower + meta) * propose.codes * horizon + FORWARD_BACKWARD * expert_flops(config, env) * proposed,
-                ADAM_COPIES * table + FORWARD_BACKWARD * at_once * latent,
+                ADAM_COPIES * table + FORWARD_BACKWARD * most * latent,
             )
         )
 
-    wanted = 0 if config.metacontroller.force_switch else unseen_transitions(config)
-    if wanted:
-        sources = 6 if propose.experts else 5
-        episodes = settings.trials * wanted
-        by_experts = propose.experts * expert_flops(config, env)
-        rows.append(
-            Row(
-                "transitions",
-                sources,
-                (base + goal_control + meta + by_experts) * sources * episodes * env.horizon,
-                base_params + meta_params + factors + episodes * playing,
-            )
+    # Transitions: every source on every leg, then whole episodes of the untrained policy.
+    sources = 6 if propose.experts else 5
+    legs = [] if config.metacontroller.force_switch else legs_of(env.tasks, post_env.tasks)
+    episodes = settings.trials * len(legs)
+    by_experts = propose.experts * expert_flops(config, env)
+    untrained = untrained_episodes(config, post_env) * (base + meta + decision_flops(config, env))
+    rows.append(
+        Row(
+            "transitions",
+            sources,
+            ((base + goal_control + meta + by_experts) * sources * episodes + untrained) * env.horizon,
+            base_params + meta_params + factors + max(episodes, config.reinforce.batch_size) * playing,
         )
+    )
     return rows + _reinforce_rows(config, env, base_params, meta_params, playing, activations)
 
 
@@ -250,9 +250,9 @@ def describe(config: Config) -> str:
         f"{rate / 1e9:,.0f} GFLOP/s measured on {jax.devices()[0].device_kind}",
         "Upper bounds: every episode at its full horizon, a code an episode for the proposal, the "
         "whole metacontroller at every step of playing, every batch learned from (raw RL learns "
-        "only from those with a success). Transitions: controllers.trials episodes per transition "
-        "and source. RL: one seed. Attention, embedding, heads, environment and validation are not "
-        "counted.",
+        "only from those with a success). Transitions: controllers.trials episodes per leg and "
+        "source, and those of the untrained policy. RL: one seed. Attention, embedding, heads, "
+        "environment and validation are not counted.",
         f"{'stage':<22}{'steps':>10}{'TFLOP':>12}{'memory':>12}{'time':>12}",
     ]
     for stage, steps, flops, floats in count_rows(config):

@@ -283,3 +283,18 @@ def test_mean_actions_need_a_dataset_of_their_own():
 def test_minibatches_of_the_expert_divide_its_steps():
     with pytest.raises(ConfigError, match=r"expert\.minibatches=7 must divide .* = 16384"):
         compose(["experiment=ant_small", "expert.minibatches=7"])
+
+
+@pytest.mark.parametrize("key", ["seed", "env.map_seed"])
+def test_a_seed_of_more_than_32_bits_is_refused(key):
+    """JAX would take 2**32 for 0."""
+    with pytest.raises(ConfigError, match=rf"{key}=4294967296 must be below 2\*\*32"):
+        compose([f"{key}={2**32}"])
+    compose([f"{key}={2**32 - 1}"])
+
+
+def test_micro_batches_divide_generated_batches():
+    compose(["experiment=grid_paper", "pretrain.micro_batch=64", "discover.micro_batch=64"])
+    with pytest.raises(ConfigError, match=r"discover\.micro_batch=100 must divide discover\.batch_size=512"):
+        compose(["experiment=grid_paper", "discover.micro_batch=100"])
+    compose(["discover.micro_batch=100"])  # stored data: batches are rounded to it

@@ -15,6 +15,7 @@ from internal_rl.config import (
     PretrainConfig,
     ProposeConfig,
     ReinforceConfig,
+    TransitionsConfig,
 )
 from internal_rl.dry_run import count_rows, describe
 
@@ -54,6 +55,7 @@ def config() -> Config:
         discover=DiscoverConfig(steps=6, batch_size=3),
         propose=ProposeConfig(experts=2, candidates=5, codes=13, restarts=2, steps=4, keep_steps=3, batch_size=8),
         policy=PolicyConfig(width=1, mlp_width=1),
+        transitions=TransitionsConfig(untrained_episodes=5),
         reinforce=ReinforceConfig(
             episodes=48,
             batch_size=24,
@@ -85,8 +87,11 @@ def test_work_of_every_stage_by_hand(config: Config) -> None:
             2 * 4 + 2 * 3,
             (BASE / 2 + META) * 13 * HORIZON + 3 * EXPERT * 8 * (2 * 4 * 5 + 2 * 3 * 2),
         ),
-        # one transition from six sources
-        "transitions": (6, (BASE + GOAL + META + two_experts) * 6 * 11 * HORIZON),
+        # two legs, start>0 and 1>0, from six sources; 5 episodes of the untrained policy
+        "transitions": (
+            6,
+            ((BASE + GOAL + META + two_experts) * 6 * 2 * 11 + (BASE + META + 24 + two_experts) * 5) * HORIZON,
+        ),
         # a test of 9 episodes before and after; 2 updates of 4 epochs of 2 minibatches
         "internal_rl, playing": (2, (BASE + META + 24 + two_experts) * (48 + 2 * 9) * HORIZON),
         "internal_rl, learning": (16, 3 * (24 + two_experts) * 48 * 4 * 3),
@@ -98,18 +103,29 @@ def test_work_of_every_stage_by_hand(config: Config) -> None:
 def test_without_a_proposal_there_is_a_source_less(config: Config) -> None:
     rows = counted(without_proposal(config))
     assert "propose" not in rows
-    assert rows["transitions"] == (5, (BASE + GOAL + META) * 5 * 11 * HORIZON)
+    played = (BASE + GOAL + META) * 5 * 2 * 11 + (BASE + META + DECISION) * 5
+    assert rows["transitions"] == (5, played * HORIZON)
     assert rows["internal_rl, learning"] == (16, 3 * DECISION * 48 * 4 * 3)
 
 
 @pytest.mark.parametrize("never", ["forced switch", "all seen"])
-def test_no_transitions_are_played_where_the_stage_plays_none(config: Config, never: str) -> None:
+def test_only_the_untrained_policy_is_played_where_there_are_no_legs(config: Config, never: str) -> None:
     if never == "forced switch":
         forced = replace(config.metacontroller, force_switch=True)
         config = replace(config, metacontroller=forced)
     else:
         config = replace(config, env=replace(config.env, post_tasks="0-1"))
-    assert "transitions" not in counted(config)
+    two_experts = 2 * EXPERT
+    assert counted(config)["transitions"] == (6, (BASE + META + 24 + two_experts) * 5 * HORIZON)
+
+
+def test_pieces_of_a_batch_need_less_memory(config: Config) -> None:
+    def memory(config: Config) -> dict[str, float]:
+        return {row.stage: row.floats for row in count_rows(config)}
+
+    pieces = replace(config, pretrain=replace(config.pretrain, micro_batch=1))
+    activations = 2 * 16 * 2  # blocks, numbers a channel, channels
+    assert memory(config)["pretrain"] - memory(pieces)["pretrain"] == HORIZON * activations
 
 
 @pytest.mark.parametrize(
@@ -133,4 +149,4 @@ def test_the_table_names_every_stage_and_what_is_assumed(config: Config) -> None
     for stage in counted(without_proposal(config)):
         assert f"\n{stage} " in text
     assert "raw RL learns only from those with a success" in text
-    assert "controllers.trials episodes per transition and source" in text
+    assert "controllers.trials episodes per leg and source" in text

@@ -106,7 +106,9 @@ def test_metrics_of_every_stage_are_logged(run_dir):
     assert {line["stage"] for line in lines} == {
         "pretrain", "controllers", "discover", *proposal, "internal_rl", "raw_rl"
     }  # fmt: skip
-    assert [line["episodes"] for line in lines if line["stage"] == "internal_rl"] == [128, 256]
+    internal = [line for line in lines if line["stage"] == "internal_rl"]
+    assert [line["episodes"] for line in internal] == [128, 256]
+    assert all("component_std" in line and "policy_std" not in line for line in internal)  # it has a proposal
 
 
 def test_report_opens_without_a_network(run_dir):

@@ -393,8 +393,9 @@ def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, A
             bars = axes.bar(at, heights, width * 0.92, color=colour, label=label)
             texts = ["" if crowded or np.isnan(height) else _percent(height) for height in heights]
             axes.bar_label(bars, texts, padding=2, fontsize=8, rotation=90 if upright else 0)
-            again = [redrawn.get(source, {}).get(name, np.nan) for name in transitions]
-            axes.plot(at, again, "o", color=INK, markersize=3, clip_on=False)
+            if source != "base":  # which has no latent to draw again
+                again = [redrawn.get(source, {}).get(name, np.nan) for name in transitions]
+                axes.plot(at, again, "o", color=INK, markersize=3, clip_on=False)
         arrows = [name.replace(">", " \N{RIGHTWARDS ARROW} ") for name in transitions]
         axes.set_xticks(range(len(transitions)), arrows)
         axes.tick_params(axis="x", bottom=False, rotation=60 if len(transitions) > 6 else 0)

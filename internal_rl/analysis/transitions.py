@@ -279,6 +279,11 @@ def _sources(config: Config, directory: Path, goal: np.ndarray) -> dict[Source, 
     return sources
 
 
+def untrained_episodes(config: Config, env: Environment) -> int:
+    """How many episodes of the policy before RL are played."""
+    return config.transitions.untrained_episodes or (HOST_UNTRAINED if env.on_host else UNTRAINED)
+
+
 def untrained(config: Config, directory: Path) -> dict[str, int]:
     """Fresh episodes of the latent policy as it is before RL on the post-training task, and how many succeed."""
     env = make_env(config, config.env.post_tasks)
@@ -286,7 +291,7 @@ def untrained(config: Config, directory: Path) -> dict[str, int]:
     policy_key = streams.fold(seed_key(config, "internal_rl", 0), "weights.policy")
     params = jax.jit(lambda key: learner.init(key, frozen).params)(policy_key)
     play = learner.player()
-    episodes = config.transitions.untrained_episodes or (HOST_UNTRAINED if env.on_host else UNTRAINED)
+    episodes = untrained_episodes(config, env)
     chunk = min(config.reinforce.batch_size, episodes)
     calls = -(-episodes // chunk)
     successes = 0

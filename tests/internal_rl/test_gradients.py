@@ -13,7 +13,7 @@ from flax import nnx
 
 from internal_rl.config import Config
 from internal_rl.models.backbone import episode_starts
-from internal_rl.stages.discover import discovery_loss, handicaps
+from internal_rl.stages.discover import discovery_loss, handicaps, has_rate
 from internal_rl.stages.pretrain import drop_history, pretraining_loss
 from internal_rl.train_loop import init_state, make_update
 from internal_rl.trajectories import Batch
@@ -203,3 +203,18 @@ def test_a_batch_that_cannot_be_cut_is_an_error(base: tuple) -> None:
     update = make_update(pretraining_loss(base[0], 0.1), optimiser, micro_batch=2)
     with pytest.raises(ValueError, match="3 rows cannot be cut into pieces of 2"):
         update(init_state(base[1], optimiser), None, make_batch(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, True), ({"recovery": 5}, False), ({"splice": 0.5}, False), ({"shared_noise": True}, False)],
+)
+def test_the_kl_is_a_rate_only_of_the_plain_model(config: Config, changes: dict, expected: bool) -> None:
+    shared = {"shared_noise": True} if "shared_noise" in changes else {}
+    others = {name: value for name, value in changes.items() if name != "shared_noise"}
+    settings = replace(
+        config,
+        metacontroller=replace(config.metacontroller, **shared),
+        discover=replace(config.discover, **others),
+    )
+    assert has_rate(settings) is expected

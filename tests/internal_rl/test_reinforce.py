@@ -199,6 +199,7 @@ def test_ppo_over_latents_learns(internal: tuple[Learner, Frozen, Callable]) -> 
         state, metrics = update(state, frozen, jax.random.fold_in(jax.random.key(5), index))
         success.append(float(metrics["success"]))
     assert state.update == 30
+    assert float(metrics["policy_std"]) > 0
     assert np.mean(success[-5:]) > np.mean(success[:5]) + 0.15, success
 
 

@@ -299,3 +299,10 @@ def test_chunks_are_joined_and_no_larger_than_asked() -> None:
     joined = in_chunks(add, 3, {"x": x}, np.arange(7))
     assert sizes == [3, 3, 1]
     np.testing.assert_array_equal(joined["sum"], x + np.arange(7)[:, None])
+
+
+def test_rows_are_a_multiple_of_what_is_asked() -> None:
+    data = behaviour(*[2] * 60, *[10] * 4)
+    rows = bucketed_batches(data, 2, 8, 0, "batches.discover", multiple=4).rows
+    assert rows == [8, 4]  # 10 and 2 rows without
+    assert packed_batches(DATA, 8, 4, 0, "batches.pretrain", multiple=3).rows[0] % 3 == 0
