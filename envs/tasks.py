@@ -89,7 +89,17 @@ class TaskSet:
         """bool [subgoals, subgoals]: which abstract subgoal may directly follow which."""
         subgoal = np.eye(len(self.subgoals))[self.subgoal_of]
         follows = subgoal.T @ self.transitions @ subgoal > 0
-        return follows & ~np.eye(len(self.subgoals), dtype=bool)  # none follows itself: see `parse`
+        return follows & ~np.eye(len(self.subgoals), dtype=bool)  # within a subgoal nothing begins
+
+    @cached_property
+    def breaks_subgoals(self) -> str | None:
+        """Two colours, "1-0", that may follow each other though they leave the order of their common subgoal or repeat
+        it: nothing could tell one such subgoal from two. None if there are none."""
+        place = {colour: place for group in self.subgoals for place, colour in enumerate(group)}
+        for before, after in np.argwhere(self.transitions):
+            if self.subgoal_of[before] == self.subgoal_of[after] and place[after] != place[before] + 1:
+                return f"{before}-{after}"
+        return None
 
     @cached_property
     def first_subgoals(self) -> np.ndarray:
@@ -111,7 +121,7 @@ def from_sequences(sequences: list[list[int]], num_colours: int, subgoals: tuple
     return TaskSet(num_colours, max(map(len, sequences)), colour, initial, transition, subgoals)
 
 
-def ring(num_colours: int, length: int) -> TaskSet:
+def ring(num_colours: int, length: int, subgoals: tuple[tuple[int, ...], ...]) -> TaskSet:
     """After colour k any colour but k and k + 1 (modulo the ring) follows, uniformly; any colour comes first."""
     if num_colours < 3:
         raise ValueError(f"env.tasks: a ring needs at least 3 colours, got env.num_colours={num_colours}")
@@ -123,7 +133,7 @@ def ring(num_colours: int, length: int) -> TaskSet:
     initial = np.zeros(length * num_colours)
     initial[:num_colours] = 1 / num_colours
     each = np.tile(colours, length).astype(np.int32)
-    return TaskSet(num_colours, length, each, initial, transition, tuple((k,) for k in range(num_colours)))
+    return TaskSet(num_colours, length, each, initial, transition, subgoals)
 
 
 def _sequences(text: str) -> list[list[int]] | None:
@@ -154,14 +164,12 @@ def parse(spec: str, num_colours: int, subgoals: str | None = None) -> TaskSet:
 
     subgoals: as `parse_subgoals` reads them; None: SUBGOALS of a named set.
     Raises ValueError naming the config key for a malformed one, a colour that does not exist or a colour
-    that follows itself (a visited cell must be left first, so the expert would have no shortest path). Nor may an
-    abstract subgoal follow itself: nothing could tell one from two.
+    that follows itself (a visited cell must be left first, so the expert would have no shortest path).
     """
     text = NAMED.get(spec, spec)
+    groups = parse_subgoals(SUBGOALS.get(spec) if subgoals is None else subgoals, num_colours)
     if grammar := re.fullmatch(r"ring:([1-9]\d*)", text):
-        if subgoals is not None:
-            raise ValueError(f"env.subgoals={subgoals!r}: the subgoals of env.tasks={spec} are its colours; set null")
-        return ring(num_colours, int(grammar[1]))
+        return ring(num_colours, int(grammar[1]), groups)
     sequences = _sequences(text)
     if sequences is None:
         raise ValueError(f"env.tasks={spec!r} is not a task set; use {', '.join(NAMED)}, ring:LENGTH or 0-1-2,2-1-0")
@@ -170,13 +178,4 @@ def parse(spec: str, num_colours: int, subgoals: str | None = None) -> TaskSet:
             raise ValueError(f"env.tasks={spec!r}: colour {max(sequence)} needs env.num_colours > {max(sequence)}")
         if any(a == b for a, b in pairwise(sequence)):
             raise ValueError(f"env.tasks={spec!r}: a colour may not follow itself")
-    tasks = from_sequences(sequences, num_colours, parse_subgoals(subgoals or SUBGOALS.get(spec), num_colours))
-    place = {colour: place for group in tasks.subgoals for place, colour in enumerate(group)}
-    for before, after in (pair for sequence in sequences for pair in pairwise(sequence)):
-        owner = tasks.subgoal_of
-        if owner[before] == owner[after] and place[after] != place[before] + 1:
-            raise ValueError(
-                f"env.tasks={spec!r}: {before}-{after} leaves the order of the subgoal {tasks.name(owner[after])} or "
-                "repeats it; change the task or env.subgoals"
-            )
-    return tasks
+    return from_sequences(sequences, num_colours, groups)

@@ -35,7 +35,7 @@ def make_env(config: Config, tasks: str | None = None) -> Environment:
             raise ConfigError(f"env.{key}={value!r}: env.name={env.name} has no such setting; leave it out")
     values |= {
         "tasks": env.tasks if tasks is None else NAMED.get(tasks, tasks),  # a name would bring its own subgoals
-        "subgoals": env.subgoals or SUBGOALS.get(env.tasks),
+        "subgoals": SUBGOALS.get(env.tasks) if env.subgoals is None else env.subgoals,
         "map_seed": config.seed if env.map_seed is None else env.map_seed,
     }
     try:
@@ -153,6 +153,11 @@ def check_worlds(run: Run) -> None:
 
     for noise in {None, run.config.discover.noise}:
         make_expert(run.env, run.config, noise)
+    if pair := run.env.tasks.breaks_subgoals:
+        raise ConfigError(
+            f"env.tasks={run.config.env.tasks!r}: {pair} leaves the order of a subgoal of env.subgoals="
+            f"{run.config.env.subgoals} or repeats it; change one of the two"
+        )
     length, most = run.post_env.tasks.length, run.config.reinforce.max_decisions
     if length > most:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The one list of metric names, their x-axes and meanings; and what several of them come to."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +97,17 @@ METRICS: dict[str, tuple[str, str]] = {
     **{f"internal_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
     **{f"raw_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
 }
+
+
+def measured_legs(result: Mapping[str, Any]) -> dict[str, Any]:
+    """held, redrawn, trials and untrained of a result of the stage transitions; older ones gave held rates alone."""
+    if not result:
+        return {}
+    names = ("held", "redrawn", "trials", "untrained")
+    if "held" in result:
+        return {name: result[name] for name in names}
+    held = {source: rates for source, rates in result.items() if source not in ("seconds", "made_by")}
+    return {"held": held, "redrawn": {}, "trials": {}, "untrained": {}}
 
 
 def is_first_leg(name: str) -> bool:

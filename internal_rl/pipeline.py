@@ -16,6 +16,7 @@ from internal_rl.analysis.report import write_report
 from internal_rl.config import STAGES, ConfigError, to_dict
 from internal_rl.experiment import Run
 from internal_rl.jobs import Job, run_on_cores
+from internal_rl.metrics import measured_legs
 from internal_rl.reuse import AFTER
 from internal_rl.stages import collect, controllers, discover, pretrain, propose, reinforce
 from internal_rl.tracking import Tracker, read_metrics
@@ -113,7 +114,7 @@ def summarise(run: Run) -> dict[str, Any]:
     stages = {stage: run.result(stage) or {} for stage in STAGES if stage != "report"}
     found = lambda stage, *but: {k: v for k, v in stages[stage].items() if k not in ("seconds", "made_by", *but)}
     success = {key: value for key, value in stages["collect"].items() if key.startswith("success")}
-    transitions_found = found("transitions")
+    legs = measured_legs(stages["transitions"])
     summary: dict[str, Any] = {
         "experiment": run.config.experiment_name,
         "seed": run.config.seed,
@@ -122,10 +123,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "controllers": found("controllers", "expert"),
         "discovery": {
             **found("discover"),
-            "unseen_transitions": transitions_found.get("held", {}),
-            "redrawn_transitions": transitions_found.get("redrawn", {}),
-            "transition_trials": transitions_found.get("trials", {}),
-            "untrained": transitions_found.get("untrained", {}),
+            "unseen_transitions": legs.get("held", {}),
+            "redrawn_transitions": legs.get("redrawn", {}),
+            "transition_trials": legs.get("trials", {}),
+            "untrained": legs.get("untrained", {}),
         },
         "proposal": found("propose"),
     }

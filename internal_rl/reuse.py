@@ -29,7 +29,14 @@ READS = {
     "controllers": ("controllers", "discover.num_buckets", "env.post_tasks", "env.horizon"),
     "discover": ("metacontroller", "discover"),
     "propose": ("propose",),
-    "transitions": ("propose", "policy", "transitions", "env.post_tasks", "env.horizon"),
+    "transitions": (
+        "propose",
+        "policy",
+        "transitions",
+        "reinforce.batch_size",
+        "env.post_tasks",
+        "env.horizon",
+    ),
     "raw_rl": ("reinforce", "env.post_tasks", "env.horizon"),
 }
 AFTER: dict[str, tuple[str, ...]] = {
@@ -76,7 +83,10 @@ def take_over(source: Path, target: Path, config: Config) -> list[str]:
 
 def _results(directory: Path, stage: str) -> list[Path]:
     pattern = "raw_rl_*.json" if stage == "raw_rl" else f"{stage}.json"
-    return sorted((directory / "results").glob(pattern))
+    found = sorted((directory / "results").glob(pattern))
+    if stage == "transitions":  # older ones lack what the stage measures today
+        found = [path for path in found if "held" in json.loads(path.read_text())]
+    return found
 
 
 def same_setting(old: dict[str, Any], new: dict[str, Any], key: str) -> bool:

@@ -11,6 +11,7 @@ The maps of a pool are the exception: `GridWorld` and `AntWorld` fold the number
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -81,8 +82,8 @@ def key(seed: int, name: str, *numbers: int | Array) -> Array:
 
 
 def row_keys(key: Array, rows: int) -> Array:
-    """A key per row of a batch, [rows]: a row's draws do not depend on the rows beside it."""
-    return jax.random.split(key, rows)
+    """A key per row of a batch, [rows]: a row's draws do not depend on the rows beside it, nor on how many they are."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
 
 def generator(seed: int, name: str, *numbers: int) -> np.random.Generator:

@@ -135,11 +135,19 @@ def load(directory: Path, labels: bool = False) -> Behaviour:
     arrays = [_load_checked(directory / name, files[name]) for name in names]
     names = [name.replace("behaviour-", "labels-") for name in names]
     extra = [_load_checked(directory / name, files[name]) if labels else {} for name in names]
+    if labels and (missing := {"subgoal", "colour", "place"} - extra[0].keys()):
+        raise DatasetError(
+            f"{directory / names[0]}: no label {missing.pop()} (an older version's); {_remedy(directory)}"
+        )
     return Behaviour(**_join(arrays), labels=_join(extra))
 
 
+def _remedy(directory: Path) -> str:
+    return f"delete {directory} and results/collect.json of the run, and run it again"
+
+
 def _load_checked(path: Path, sha256: str) -> dict[str, np.ndarray]:
-    remedy = f"delete {path.parent} and results/collect.json of the run, and run it again"
+    remedy = _remedy(path.parent)
     if not path.exists():
         raise DatasetError(f"{path}: listed in the manifest but missing; {remedy}")
     if _sha256(path) != sha256:
@@ -229,14 +237,14 @@ class Batches:
         multiple: int = 1,
     ):
         """groups: each int32 [rows, width] of step indices, -1 for padding; batch_size: episodes a batch on average;
-        stream: a name of `streams`; multiple: a batch's rows are a multiple of it."""
+        stream: a name of `streams`; multiple: larger batches are padded with empty rows up to a multiple of it."""
         self.data, self.groups, self.seed, self.stream = data, groups, seed, stream
         real = np.array([(group >= 0).sum() for group in groups], float)
         self.share = real / real.sum()
         tokens = batch_size * len(data.action) / len(data.length)
         fill = [(group >= 0).mean() for group in groups]
-        rows = [tokens / (group.shape[1] * f) for group, f in zip(groups, fill, strict=True)]
-        self.rows = [multiple * max(1, round(number / multiple)) for number in rows]
+        self.rows = [max(1, round(tokens / (group.shape[1] * f))) for group, f in zip(groups, fill, strict=True)]
+        self.multiple = multiple
         self.padding = float(1 - real.sum() / sum(group.size for group in groups))
 
     def __call__(self, step: int) -> Batch:
@@ -251,7 +259,9 @@ class Batches:
         """Step indices [B, T] of batch number `step`, -1 for padding."""
         rng = streams.generator(self.seed, self.stream, step)
         group = rng.choice(len(self.groups), p=self.share)
-        return self.groups[group][rng.integers(len(self.groups[group]), size=self.rows[group])]
+        rows = self.groups[group][rng.integers(len(self.groups[group]), size=self.rows[group])]
+        surplus = -len(rows) % self.multiple if len(rows) > self.multiple else 0
+        return np.pad(rows, ((0, surplus), (0, 0)), constant_values=-1)
 
 
 def packed_batches(

@@ -91,7 +91,8 @@ def benchmark(config: Config) -> None:
     optimiser = make_optimiser(config.discover.optim, 100)
     update_meta = make_update(loss, optimiser)
     meta_state = init_state({"metacontroller": meta_params}, optimiser)
-    batch_of_rows = data, jax.random.split(episode_key, rows)
+    before = discover.rows_before(data) if config.discover.splice else None
+    batch_of_rows = data, jax.random.split(episode_key, rows), before
     elapsed = seconds(lambda: update_meta(meta_state, params, batch_of_rows))
     report("metacontroller, training (one bucket)", rows, tokens, elapsed)
 

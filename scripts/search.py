@@ -10,6 +10,7 @@ was cut off counts as failed.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 
 from internal_rl.config import ConfigError, compose
 from internal_rl.jobs import Job, run_on_cores
-from internal_rl.metrics import geometric_mean
+from internal_rl.metrics import geometric_mean, measured_legs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,8 +43,8 @@ def suggest(trial: Any, space: dict[str, Any]) -> list[str]:
 def values(run: Path) -> tuple[float, float]:
     """(controllers' success, geometric mean of the unseen transitions) of a run; no success at all counts as 1e-4."""
     read = lambda stage: json.loads((run / "results" / f"{stage}.json").read_text())
-    start = read("transitions")["held"].get("start") or {"none": 0.0}
-    return read("controllers")["success"], geometric_mean(start)
+    rate = geometric_mean(measured_legs(read("transitions"))["held"].get("start", {}))
+    return read("controllers")["success"], 1e-4 if math.isnan(rate) else rate
 
 
 def main() -> None:

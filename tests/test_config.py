@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from internal_rl import config as config_module
 from internal_rl.config import CONF, Config, ConfigError, PretrainConfig, compose, load, save, to_dict, validate
+from internal_rl.experiment import Run, check_worlds
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = sorted(
@@ -298,3 +299,9 @@ def test_micro_batches_divide_generated_batches():
     with pytest.raises(ConfigError, match=r"discover\.micro_batch=100 must divide discover\.batch_size=512"):
         compose(["experiment=grid_paper", "discover.micro_batch=100"])
     compose(["discover.micro_batch=100"])  # stored data: batches are rounded to it
+
+
+def test_pretraining_tasks_that_break_a_subgoal_are_refused_before_work(tmp_path):
+    run = Run(compose(["experiment=smoke", "env.tasks='0-1-2,1-0-2'", "env.subgoals=0-1"]), tmp_path)
+    with pytest.raises(ConfigError, match=r"env\.tasks='0-1-2,1-0-2': 1-0 leaves the order of a subgoal"):
+        check_worlds(run)

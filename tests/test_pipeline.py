@@ -1,5 +1,6 @@
 """One tiny run of everything, as a user starts it: scripts/pipeline.py experiment=smoke."""
 
+import hashlib
 import json
 import os
 import re
@@ -19,11 +20,11 @@ from internal_rl.analysis import transitions
 from internal_rl.config import ConfigError, compose, save, to_dict
 from internal_rl.experiment import Run, load_run, open_run
 from internal_rl.pipeline import summarise
-from internal_rl.reuse import READS, same_setting
+from internal_rl.reuse import READS, same_setting, take_over
 from internal_rl.stages.discover import Diagnostics, load_metacontroller
 from internal_rl.stages.propose import load_proposal
 from internal_rl.tracking import read_metrics
-from internal_rl.trajectories import load
+from internal_rl.trajectories import DatasetError, load
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -335,14 +336,50 @@ def test_transitions_of_the_base_alone_are_those_of_the_pretrained_one(run_dir, 
     monkeypatch.setattr(transitions, "load_metacontroller", lambda *_: (base_graph, "cotrained", graphdef, params))
     played = {}
 
-    def play(env, graphs, steering, parameters, goal_params, latents, *_):
-        played[steering] = parameters[0]
-        return np.ones((3, len(latents.codes)), bool)
+    def make_player(env, graphs, steering, chunk):
+        def play(parameters, goal_params, latents, *_):
+            played[steering] = parameters[0]
+            return np.ones((3, len(latents.codes)), bool)
 
-    monkeypatch.setattr(transitions, "_play", play)
+        return play
+
+    monkeypatch.setattr(transitions, "make_player", make_player)
     transitions.run(run.config, run_dir)
     jax.tree.map(np.testing.assert_array_equal, played.pop("nothing"), frozen)
     assert set(played.values()) == {"cotrained"}
+
+
+def test_transitions_of_an_older_run_are_read_but_not_taken_over(run_dir, tmp_path):
+    """They were {source: {leg: rate}}, held latents alone."""
+    older = tmp_path / "older"
+    shutil.copytree(run_dir, older)
+    path = older / "results" / "transitions.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result["held"], "seconds": 1.0, "made_by": result["made_by"]}))
+    discovery = summarise(load_run(older))["discovery"]
+    assert discovery["unseen_transitions"] == result["held"]
+    assert discovery["redrawn_transitions"] == discovery["untrained"] == {}
+    config = load_run(run_dir).config
+    taken = take_over(older, tmp_path / "new", config)
+    assert "discover" in taken
+    assert "transitions" not in taken
+
+
+def test_data_without_todays_labels_end_in_one_line(run_dir, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(run_dir, older)
+    labels = older / "data" / "valid" / "labels-00000.npz"
+    with np.load(labels) as file:
+        kept = {name: file[name] for name in file if name != "colour"}
+    labels.unlink()  # it may be a hard link
+    np.savez(labels, **kept)
+    manifest = older / "data" / "valid" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["sha256"][labels.name] = hashlib.sha256(labels.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"labels-00000\.npz: no label colour \(an older version's\); delete"):
+        load(manifest.parent, labels=True)
+    assert len(load(manifest.parent).length) == 64  # training needs none
 
 
 def test_aggregate_makes_a_page_of_runs(run_dir, tmp_path):

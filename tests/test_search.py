@@ -36,8 +36,11 @@ def test_values_are_read_from_the_run(search, tmp_path):
     results.mkdir()
     (results / "controllers.json").write_text(json.dumps({"success": 0.5}))
     rates = {"prior": {"0>1": 0.1, "1>2": 0.1}, "start": {"0>1": 0.09, "1>2": 0.0}}
-    (results / "transitions.json").write_text(json.dumps({"held": rates}))
+    (results / "transitions.json").write_text(json.dumps(rates))  # as older versions wrote it
     assert search.values(tmp_path) == pytest.approx((0.5, 0.003))
+    rates = {"start": {"start>0": 0.3}}  # no trial reached the first subgoal
+    (results / "transitions.json").write_text(json.dumps({"held": rates, "redrawn": {}, "trials": {}, "untrained": {}}))
+    assert search.values(tmp_path) == (0.5, 1e-4)
 
 
 def test_a_missing_space_is_an_error_that_names_the_file(search, monkeypatch):
@@ -54,7 +57,7 @@ def test_a_search_that_goes_on_tries_other_settings(search, monkeypatch, tmp_pat
             run = job.log.with_suffix("")
             (run / "results").mkdir(parents=True)
             (run / "results" / "controllers.json").write_text('{"success": 0.5}')
-            (run / "results" / "transitions.json").write_text('{"held": {"start": {"0>1": 0.1}}}')
+            (run / "results" / "transitions.json").write_text('{"start": {"0>1": 0.1}}')
             tried.append((job.name, tuple(part for part in job.command if not part.startswith("run_dir="))))
             finished(job)
 

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -316,12 +317,16 @@ def _legs(record: RunRecord) -> str:
     if not legs:
         return '<p class="missing">Left out: no leg of the task was measured.</p>'
     head = "".join(f"<th>{escape(text)}</th>" for text in ("latents", *legs, "product"))
+    # A product stands for the task only where the task is these legs, each once.
+    task = str(record.part("internal_rl").get("task", "")).split("-")
+    along = [f"start>{task[0]}", *(f"{before}>{after}" for before, after in pairwise(task))]
+    is_task = sorted(along) == sorted(legs)
     rows = []
     for source, rates in held.items():
         again, count = redrawn.get(source) or {}, trials.get(source) or {}
         cells = [f"{_number(rates.get(leg))} / {_number(again.get(leg))} ({count.get(leg, NO_VALUE)})" for leg in legs]
         whole = [
-            f"{np.prod([each[leg] for leg in legs]):.1e}" if set(legs) <= set(each) else NO_VALUE
+            f"{np.prod([each[leg] for leg in legs]):.1e}" if is_task and set(legs) <= set(each) else NO_VALUE
             for each in (rates, again)
         ]
         label = figures.TRANSITION_SOURCES[source][0]
@@ -329,7 +334,7 @@ def _legs(record: RunRecord) -> str:
         rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     note = (
         "Share of trials with one held latent / with latents redrawn at openings (trials). The product is the chance "
-        "of the task if its legs did not depend on each other and every transition of it occurs once."
+        "of the task if its legs did not depend on each other; it is given where each leg occurs once in the task."
     )
     return f"<table><tr>{head}</tr>{''.join(rows)}</table><p>{note}{escape(_untrained(record))}</p>"
 

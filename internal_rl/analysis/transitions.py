@@ -6,7 +6,9 @@ end of the leg and the switch never asks for another; `redrawn`, every opening o
 the same source, as the untrained policy does. Beside them stands how often that policy completes the whole task.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,16 +25,18 @@ from internal_rl.driver import Driver
 from internal_rl.experiment import make_env
 from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD
+from internal_rl.rollout import split_keys
 from internal_rl.stages.controllers import goal_control, load_controllers
 from internal_rl.stages.discover import load_metacontroller
 from internal_rl.stages.pretrain import load_base
 from internal_rl.stages.propose import load_matches, load_proposal
 from internal_rl.stages.reinforce import make_learner, seed_key
+from internal_rl.trajectories import DatasetError, in_chunks
 
 Source = Literal["base", "prior", "same_code", "first_code", "start", "expert"]
 Steering = Literal["nothing", "codes", "experts"]
 UNTRAINED, HOST_UNTRAINED = 65_536, 4_096  # episodes of the policy before RL: half a minute, a minute or two
-REDRAWS = 8  # latents kept ready per trial; after that many openings the last one stays
+REDRAWS = 8  # latents kept ready per trial; after that many openings the first one comes again
 
 
 class Leg(NamedTuple):
@@ -78,9 +82,9 @@ class _Trial:
 
 def legs_of(tasks: TaskSet, post_tasks: TaskSet) -> list[Leg]:
     """The legs of the post-training tasks that matter for a first success: the first one, and those that the
-    pretraining tasks never show. [] if they show all of them."""
+    pretraining tasks never show. [] if they show all of them, or where the tasks break the subgoals."""
     unseen = post_tasks.subgoal_transitions & ~tasks.subgoal_transitions
-    if not unseen.any():
+    if post_tasks.breaks_subgoals or not unseen.any():
         return []
     first = [Leg(None, int(goal)) for goal in post_tasks.first_subgoals]
     return first + [Leg(int(before), int(goal)) for before, goal in np.argwhere(unseen)]
@@ -97,35 +101,30 @@ def _colours(tasks: TaskSet, leg: Leg) -> tuple[int, ...]:
     return (*before, *tasks.subgoals[leg.goal])
 
 
-def _play(
-    env: Environment,
-    graphs: Any,
-    steering: Steering,
-    parameters: Any,
-    goal_params: Any,
-    latents: Latents,
-    prefix: np.ndarray,
-    key: jax.Array,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(reached the subgoal before the leg, completed the leg, and without another opening of the switch), bool [B].
+Player = Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
 
-    graphs, parameters: of base model, metacontroller and, for "experts", the proposal. prefix: int32 [B], how many
-    colours come before the leg. key: fixes the episodes.
+
+def make_player(env: Environment, graphs: Any, steering: Steering, chunk: int) -> Player:
+    """A function (parameters, goal_params, latents, prefix [B], keys [B]) -> bool [B] each: reached the subgoal before
+    the leg, completed the leg, completed it without another opening of the switch.
+
+    graphs, parameters: of base model, metacontroller and, for "experts", the proposal. prefix: int32, how many
+    colours come before the leg. keys: fix the episodes. At most `chunk` trials are played at a time.
     """
-    episodes = len(prefix)
 
     def merge(parameters: Any):
         base, *others = (nnx.merge(g, p) for g, p in zip(graphs, parameters[0], strict=True))
         return ControlledEnv(env, base), *others
 
-    def start(parameters: Any, latents: Latents, prefix: jax.Array) -> _Trial:
+    def start(parameters: Any, latents: Latents, prefix: jax.Array, keys: jax.Array) -> _Trial:
         controlled_env, metacontroller, *_ = merge(parameters)
-        reset_key, act_key = jax.random.split(key)
+        episodes = len(prefix)
+        reset_keys, act_keys = split_keys(keys)
         no = jnp.zeros(episodes, bool)
         return _Trial(
-            controlled=controlled_env.reset(jax.random.split(reset_key, episodes)),
+            controlled=controlled_env.reset(reset_keys),
             history=metacontroller.init_history(episodes),
-            keys=jax.random.split(act_key, episodes),
+            keys=act_keys,
             latents=latents.codes,
             expert=latents.expert,
             prefix=prefix,
@@ -143,7 +142,7 @@ def _play(
         # The latents take over where the leg begins, and once more wherever the switch has opened.
         released = pinpad.index >= trial.prefix
         take = released & ((trial.drawn == 0) | trial.renew)
-        slot = jnp.minimum(trial.drawn, REDRAWS - 1)[:, None]
+        slot = (trial.drawn % REDRAWS)[:, None]
         drawn = jnp.take_along_axis(trial.latents, slot[..., None], 1)[:, 0]
         if steering == "experts":
             means = proposal[0].means(state.timestep.observation)
@@ -168,13 +167,19 @@ def _play(
         opened = (trial.drawn > 0) & (beta >= SWITCH_THRESHOLD) & ~timestep.done
         return replace(trial, controlled=after, renew=opened, held=trial.held & ~opened)
 
-    inputs = parameters, goal_params
-    driver = Driver(env, act, observe, env.horizon, compact=True)
-    trial = driver(inputs, jax.jit(start)(inputs, latents, prefix))
-    pinpad = trial.controlled.env.pinpad
-    made = pinpad.index == pinpad.length
-    held = made if steering == "nothing" else made & trial.held
-    return np.asarray(pinpad.index >= prefix), np.asarray(made), np.asarray(held)
+    driver, begin = Driver(env, act, observe, env.horizon, compact=True), jax.jit(start)
+
+    def play(inputs: Any, latents: Latents, prefix: np.ndarray, keys: jax.Array):
+        trial = driver(inputs, begin(inputs, latents, prefix, keys))
+        pinpad = trial.controlled.env.pinpad
+        made = pinpad.index == pinpad.length
+        held = made if steering == "nothing" else made & trial.held
+        return pinpad.index >= prefix, made, held
+
+    def in_pieces(parameters: Any, goal_params: Any, latents: Latents, prefix: np.ndarray, keys: jax.Array):
+        return in_chunks(partial(play, (parameters, goal_params)), chunk, latents, prefix, keys)
+
+    return in_pieces
 
 
 def run(config: Config, directory: Path) -> dict[str, Any]:
@@ -202,8 +207,8 @@ def _rates(config: Config, directory: Path) -> dict[str, dict[str, dict[str, flo
     # A world whose tasks are the legs alone: what each episode asks for tells its leg.
     env = make_env(config, ",".join("-".join(map(str, _colours(tasks, leg))) for leg in legs))
     episodes = config.controllers.trials * len(legs)
-    key = streams.key(config.seed, "transitions.episodes")
-    starts = jax.vmap(env.reset)(jax.random.split(jax.random.split(key)[0], episodes))[0]
+    keys = streams.row_keys(streams.key(config.seed, "transitions.episodes"), episodes)
+    starts = jax.jit(jax.vmap(env.reset))(split_keys(keys)[0])[0]
     leg_of = {_colours(tasks, leg): index for index, leg in enumerate(legs)}
     asked = [tuple(c for c in task if c >= 0) for task in np.asarray(starts.pinpad.task).tolist()]
     leg = np.array([leg_of[colours] for colours in asked])
@@ -214,7 +219,7 @@ def _rates(config: Config, directory: Path) -> dict[str, dict[str, dict[str, flo
     # Models: the pretrained base for "base", else those that RL acts through.
     base_graph, base_params, graphdef, params = load_metacontroller(config, env, directory)
     graphs, parameters = (base_graph, graphdef), (base_params, params)
-    sources = _sources(config, directory, goal)
+    sources = _sources(config, tasks, directory, goal)
     if config.propose.experts:
         proposal_graph, proposal = load_proposal(config, env, directory)
         gain = config.policy.gain
@@ -224,9 +229,10 @@ def _rates(config: Config, directory: Path) -> dict[str, dict[str, dict[str, flo
     goal_params = load_controllers(config, env, directory)
 
     result: dict[str, dict[str, dict[str, float]]] = {"held": {}, "redrawn": {}, "trials": {}}
+    player = cache(lambda steering: make_player(env, graphs, steering, config.reinforce.batch_size))
     for source, (steering, latents) in sources.items():
         models = pretrained if source == "base" else parameters
-        reached, made, held = _play(env, graphs, steering, models, goal_params, latents, prefix, key)
+        reached, made, held = player(steering)(models, goal_params, latents, prefix, keys)
         for number, each in enumerate(legs):
             chosen = (leg == number) & reached
             if not chosen.any():
@@ -238,12 +244,19 @@ def _rates(config: Config, directory: Path) -> dict[str, dict[str, dict[str, flo
     return result
 
 
-def _sources(config: Config, directory: Path, goal: np.ndarray) -> dict[Source, tuple[Steering, Latents]]:
+def _sources(
+    config: Config, tasks: TaskSet, directory: Path, goal: np.ndarray
+) -> dict[Source, tuple[Steering, Latents]]:
     """What each source draws for trials with these goals [B]."""
     with np.load(directory / "discover" / "diagnostics.npz", allow_pickle=False) as file:
         bank = file["code_latent"]
         bank_subgoal = file["code_subgoal"]
         bank_first = file["code_ordinal"] == 0
+        if "num_subgoals" not in file and len(tasks.subgoals) < tasks.num_colours:
+            raise DatasetError(
+                f"{directory / 'discover' / 'diagnostics.npz'}: codes of colours (an older version's), not of abstract "
+                "subgoals; delete results/discover.json of the run, and run it again"
+            )
     rng = streams.generator(config.seed, "transitions.latents")
     shape = (len(goal), REDRAWS)
     prior = rng.normal(size=(*shape, bank.shape[1])).astype(np.float32)

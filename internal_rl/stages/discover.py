@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,15 +61,33 @@ def steer(
     return inference, prediction.action.log_prob(batch.action)
 
 
-def splice(observation: Array, mask: Bool[Array, "B T"], keys: Array, share: float) -> tuple[Array, Bool[Array, "B T"]]:
-    """Observations [B, T, ...] whose first steps, in a share of the rows, are those of the row before.
+class Before(NamedTuple):
+    """The row before each row of a batch. observation: [B, T, ...]; length: int [B], its real steps."""
+
+    observation: Any
+    length: Any
+
+
+def rows_before(batch: Batch) -> Before:
+    """Of each row that holds an episode the one before it, the last one's for the first; found before a batch is cut
+    into pieces, so that it does not depend on the cut."""
+    lengths = np.asarray(batch.mask).sum(1)
+    real = np.flatnonzero(lengths)
+    index = np.arange(len(lengths))
+    index[real] = np.roll(real, 1)
+    return Before(batch.observation[index], lengths[index])
+
+
+def splice(
+    observation: Array, mask: Bool[Array, "B T"], before: Before, keys: Array, share: float
+) -> tuple[Array, Bool[Array, "B T"]]:
+    """Observations [B, T, ...] whose first steps, in a share of the rows, are those of the row `before`.
 
     Returns also which steps are a row's own: at least one real step, after no more than the other row has. The
     controlled model's belief about the goal then comes from another episode, and only the latent can overrule it, as
     it must on tasks that the data never show. mask: the real steps, the first ones of each row. keys: [B].
     """
-    length = mask.sum(1)
-    most = jnp.minimum(length - 1, jnp.roll(length, 1))
+    most = jnp.minimum(mask.sum(1) - 1, before.length)
 
     def draw(key: Array, most: Array) -> Array:
         chosen_key, start_key = jax.random.split(key)
@@ -79,7 +97,7 @@ def splice(observation: Array, mask: Bool[Array, "B T"], keys: Array, share: flo
     start = jax.vmap(draw)(keys, most)
     own = jnp.arange(mask.shape[1]) >= start[:, None]
     wide = own.reshape(*own.shape, *[1] * (observation.ndim - 2))
-    return jnp.where(wide, observation, jnp.roll(observation, 1, axis=0)), own
+    return jnp.where(wide, observation, before.observation), own
 
 
 def handicaps(config: Config, step: jax.Array, keys: jax.Array) -> tuple[jax.Array | None, Float[Array, "B"] | None]:
@@ -100,18 +118,19 @@ def handicaps(config: Config, step: jax.Array, keys: jax.Array) -> tuple[jax.Arr
 
 
 def discovery_loss(config: Config, base_graph: Any, graphdef: Any) -> Callable[..., Any]:
-    """Loss for `make_update`; frozen: parameters of the base model, rows: (batch, keys [B]). With `discover.cotrain`
-    params hold the base model too."""
+    """Loss for `make_update`; frozen: parameters of the base model, rows: (batch, keys [B], the rows before, which
+    `discover.splice` needs). With `discover.cotrain` params hold the base model too."""
     discover = config.discover
 
-    def loss_fn(params: Any, step: jax.Array, base_params: Any, rows: tuple[Batch, jax.Array]):
-        batch, keys = rows
+    def loss_fn(params: Any, step: jax.Array, base_params: Any, rows: tuple[Batch, jax.Array, Before | None]):
+        batch, keys, before = rows
         keys_of = lambda name: jax.vmap(streams.fold, (0, None))(keys, name)
         base = nnx.merge(base_graph, params["base"] if discover.cotrain else base_params)
         # Spliced rows see another episode's first steps; those steps count neither in the NLL nor in the KL.
         observation, scored = None, batch.mask
-        if discover.splice:
-            observation, own = splice(batch.observation, batch.mask, keys_of("discover.splice"), discover.splice)
+        if before is not None:
+            splice_keys = keys_of("discover.splice")
+            observation, own = splice(batch.observation, batch.mask, before, splice_keys, discover.splice)
             scored = batch.mask & own
         handicap = handicaps(config, step, keys_of("discover.recovery"))
         metacontroller = nnx.merge(graphdef, params["metacontroller"])
@@ -147,6 +166,7 @@ class Diagnostics:
         self.tolerance = config.discover.tolerance
         self.base_nll = self._nll(make_log_probs(base_graph)(frozen, self.batch))
         self.seed, self.has_rate = config.seed, has_rate(config)
+        self.num_subgoals = len(env.tasks.subgoals)
 
         @partial(jax.jit, static_argnames="hard")
         def infer(base_params: Any, params: Any, batch: Batch, keys: jax.Array, hard: bool = False):
@@ -240,6 +260,7 @@ class Diagnostics:
             code_subgoal=codes.subgoal,
             code_place=codes.place,
             code_ordinal=codes.ordinal,
+            num_subgoals=self.num_subgoals,
         )
         return {label: nearest_neighbour_accuracy(codes, label) for label in ("subgoal", "place")}
 
@@ -256,10 +277,11 @@ def run(config: Config, env: Environment, run_dir: Path, tracker: Tracker) -> di
     def evaluate(params: Any) -> dict[str, float]:
         return diagnostics.scores(params.get("base", base_params), params["metacontroller"])
 
-    def inputs(step: int) -> tuple[Any, tuple[Batch, jax.Array]]:
+    def inputs(step: int) -> tuple[Any, tuple[Batch, jax.Array, Before | None]]:
         batch = batches(step)
         key = streams.key(config.seed, "discover.rows", step)
-        return base_params, (batch, streams.row_keys(key, len(batch.mask)))
+        before = rows_before(batch) if discover.splice else None
+        return base_params, (batch, streams.row_keys(key, len(batch.mask)), before)
 
     optimiser = make_optimiser(discover.optim, discover.steps)
     state, scores = run_loop(

@@ -142,10 +142,23 @@ def test_colours_that_no_subgoal_names_are_their_own():
         ("0-1-2", "0-1,1-2", r"env\.subgoals='0-1,1-2': a colour belongs to one subgoal"),
         ("0-1-2", "0-9", r"colour 9 needs env\.num_colours > 9"),
         ("0-1-2", "pairs", r"env\.subgoals='pairs' is not a list of subgoals"),
-        ("0-1-0-1", "0-1", r"env\.tasks='0-1-0-1': 1-0 leaves the order of the subgoal 0-1 or repeats it"),
-        ("ring:3", "0-1", r"env\.subgoals='0-1': the subgoals of env\.tasks=ring:3 are its colours"),
     ],
 )
 def test_subgoals_that_make_no_sense_are_refused(spec, subgoals, message):
     with pytest.raises(ValueError, match=message):
         parse(spec, 4, subgoals)
+
+
+@pytest.mark.parametrize(
+    ("spec", "subgoals", "pair"),
+    [
+        ("0-1-0-1", "0-1", "1-0"),
+        ("ring:3", "0-1", "1-0"),
+        ("0-2-0-1", "0-1-2", "0-2"),
+        ("0-1-2-3", "0-1,2-3", None),
+        ("1-2-3", "0-1,2-3", None),
+        ("ring:3", None, None),
+    ],
+)
+def test_tasks_that_break_or_repeat_a_subgoal_are_told(spec, subgoals, pair):
+    assert parse(spec, 4, subgoals).breaks_subgoals == pair

@@ -13,7 +13,7 @@ from flax import nnx
 
 from internal_rl.config import Config
 from internal_rl.models.backbone import episode_starts
-from internal_rl.stages.discover import discovery_loss, handicaps, has_rate
+from internal_rl.stages.discover import discovery_loss, handicaps, has_rate, rows_before
 from internal_rl.stages.pretrain import drop_history, pretraining_loss
 from internal_rl.train_loop import init_state, make_update
 from internal_rl.trajectories import Batch
@@ -55,7 +55,7 @@ def cotrained(config: Config, base: tuple, metacontroller: tuple) -> Callable:
     settings = replace(config, discover=replace(config.discover, cotrain=True))
     loss_fn = discovery_loss(settings, base[0], metacontroller[0])
     gradient = jax.jit(
-        jax.grad(lambda params, step, frozen, batch: loss_fn(params, step, frozen, (batch, KEYS))[0], (0, 2))
+        jax.grad(lambda params, step, frozen, batch: loss_fn(params, step, frozen, (batch, KEYS, None))[0], (0, 2))
     )
     return lambda params, frozen, batch: gradient(params, jnp.int32(5), frozen, batch)
 
@@ -102,12 +102,12 @@ def test_discovery_trains_the_metacontroller_around_a_base_model_it_reads(
     optimiser = optax.sgd(0.1)
     update = make_update(discovery_loss(config, base[0], metacontroller[0]), optimiser)
     state = init_state({"metacontroller": metacontroller[1]}, optimiser)
-    after, metrics = update(state, base[1], (make_batch(1), KEYS))
+    after, metrics = update(state, base[1], (make_batch(1), KEYS, None))
     assert set(after.params) == {"metacontroller"}
     changed = jax.tree.map(lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()), state.params, after.params)
     assert all(jax.tree.leaves(changed))
     other = jax.tree.map(lambda x: 2 * x, base[1])
-    assert float(update(state, other, (make_batch(1), KEYS))[1]["loss"]) != pytest.approx(float(metrics["loss"]))
+    assert float(update(state, other, (make_batch(1), KEYS, None))[1]["loss"]) != pytest.approx(float(metrics["loss"]))
     assert float(metrics["loss"]) == pytest.approx(
         float(metrics["nll"]) + float(metrics["alpha"]) * float(metrics["kl"]), rel=1e-5
     )
@@ -125,7 +125,7 @@ def test_the_embeddings_lag_rises_to_the_metacontrollers_own(
         )
         loss_fn = discovery_loss(settings, base[0], graphdef)
         trained = {"metacontroller": nnx.to_pure_dict(params)}
-        return float(loss_fn(trained, jnp.int32(step), base[1], (make_batch(1), KEYS))[0])
+        return float(loss_fn(trained, jnp.int32(step), base[1], (make_batch(1), KEYS, None))[0])
 
     constant = [loss(0, lag, 0, 0) for lag in range(3)]
     assert len(set(constant)) == 3
@@ -151,7 +151,9 @@ def test_a_switch_in_need_of_recovery_changes_the_loss(config: Config, base: tup
     def loss(recovery: int) -> float:
         settings = replace(config, discover=replace(config.discover, recovery=recovery))
         loss_fn = discovery_loss(settings, base[0], metacontroller[0])
-        return float(loss_fn({"metacontroller": metacontroller[1]}, jnp.int32(9), base[1], (make_batch(1), KEYS))[0])
+        return float(
+            loss_fn({"metacontroller": metacontroller[1]}, jnp.int32(9), base[1], (make_batch(1), KEYS, None))[0]
+        )
 
     assert abs(loss(50) - loss(0)) > 1e-5
 
@@ -174,14 +176,15 @@ def test_pieces_of_a_batch_add_up_to_the_whole(
     """Rows of 6, 4, 1 and 6, 4, 1 steps: a mean of the pieces' means would weigh them wrongly."""
     batch = jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), make_batch(1))
     keys = jax.random.split(jax.random.key(2), 2 * BATCH)
+    spliced = replace(config, discover=replace(config.discover, splice=0.5))
     optimiser = optax.sgd(0.1)
     losses = {
         "pretrain": (pretraining_loss(base[0], 0.1), base[1], None, batch),
         "discover": (
-            discovery_loss(config, base[0], metacontroller[0]),
+            discovery_loss(spliced, base[0], metacontroller[0]),
             {"metacontroller": metacontroller[1]},
             base[1],
-            (batch, keys),
+            (batch, keys, rows_before(batch)),
         ),
     }
     for loss_fn, params, frozen, rows in losses.values():

@@ -7,25 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from internal_rl.config import Config
-from internal_rl.stages.discover import splice, steer
+from internal_rl.stages.discover import Before, rows_before, splice, steer
 from internal_rl.trajectories import Batch
 
 ROWS, LENGTH = 512, 7
 
 
-def rows() -> tuple[jax.Array, jax.Array]:
+def rows() -> tuple[jax.Array, jax.Array, Before]:
     """Observations that name their row and step, and a mask of rows of 1 to 7 steps."""
     lengths = np.random.default_rng(0).integers(1, LENGTH + 1, size=ROWS)
-    return jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH, 1), jnp.arange(LENGTH) < jnp.asarray(lengths)[:, None]
+    observation = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH, 1)
+    mask = jnp.arange(LENGTH) < jnp.asarray(lengths)[:, None]
+    return observation, mask, rows_before(Batch(observation, None, None, mask, None))
 
 
 def test_a_prefix_comes_from_the_row_before() -> None:
-    observation, mask = rows()
-    seen, own = map(np.asarray, splice(observation, mask, jax.random.split(jax.random.key(0), ROWS), 0.5))
+    observation, mask, before = rows()
+    seen, own = map(np.asarray, splice(observation, mask, before, jax.random.split(jax.random.key(0), ROWS), 0.5))
     starts = LENGTH - own.sum(1)
     assert (own == (np.arange(LENGTH) >= starts[:, None])).all()  # once its own, a row stays its own
-    before = np.roll(np.asarray(observation), 1, axis=0)
-    np.testing.assert_array_equal(seen, np.where(own[..., None], observation, before))
+    other = np.roll(np.asarray(observation), 1, axis=0)
+    np.testing.assert_array_equal(seen, np.where(own[..., None], observation, other))
     lengths = np.asarray(mask).sum(1)
     assert (starts < lengths).all()  # a step of its own is left
     assert (starts <= np.roll(lengths, 1)).all()  # no padding of the row before is shown
@@ -35,8 +37,8 @@ def test_a_prefix_comes_from_the_row_before() -> None:
 
 
 def test_no_share_changes_nothing() -> None:
-    observation, mask = rows()
-    seen, own = splice(observation, mask, jax.random.split(jax.random.key(0), ROWS), 0.0)
+    observation, mask, before = rows()
+    seen, own = splice(observation, mask, before, jax.random.split(jax.random.key(0), ROWS), 0.0)
     np.testing.assert_array_equal(seen, observation)
     assert own.all()
 
@@ -56,3 +58,10 @@ def test_the_posterior_reads_the_episode_itself(
     spliced, log_prob = run(jnp.roll(observation, 1, axis=0))
     jax.tree.map(np.testing.assert_array_equal, plain, spliced)
     assert np.abs(plain_log_prob - log_prob).min() > 0
+
+
+def test_an_empty_row_is_nobodys_neighbour() -> None:
+    mask = np.array([[True, True], [False, False], [True, False], [False, False]])
+    before = rows_before(Batch(np.arange(8).reshape(4, 2), None, None, mask, None))
+    assert before.observation[[0, 2], 0].tolist() == [4, 0]
+    assert before.length[[0, 2]].tolist() == [1, 2]

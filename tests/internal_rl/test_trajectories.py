@@ -301,8 +301,14 @@ def test_chunks_are_joined_and_no_larger_than_asked() -> None:
     np.testing.assert_array_equal(joined["sum"], x + np.arange(7)[:, None])
 
 
-def test_rows_are_a_multiple_of_what_is_asked() -> None:
+def test_batches_are_padded_with_empty_rows_and_hold_the_same_episodes() -> None:
     data = behaviour(*[2] * 60, *[10] * 4)
-    rows = bucketed_batches(data, 2, 8, 0, "batches.discover", multiple=4).rows
-    assert rows == [8, 4]  # 10 and 2 rows without
-    assert packed_batches(DATA, 8, 4, 0, "batches.pretrain", multiple=3).rows[0] % 3 == 0
+    plain, padded = (bucketed_batches(data, 2, 8, 0, "batches.discover", multiple=m) for m in (1, 4))
+    for step in range(20):
+        rows, more = plain.draw(step), padded.draw(step)
+        assert len(more) == {10: 12, 2: 2}[len(rows)]  # one piece needs no padding
+        np.testing.assert_array_equal(more[: len(rows)], rows)
+        assert (more[len(rows) :] == -1).all()
+        batch = gather(data, more)
+        assert not batch.mask[len(rows) :].any()
+        assert batch.first[:, 0].all()

@@ -12,6 +12,7 @@ from envs.gridworld import GridWorld
 from internal_rl.analysis import transitions
 from internal_rl.analysis.transitions import REDRAWS, Latents
 from internal_rl.models.metacontroller import Metacontroller
+from internal_rl.rollout import split_keys
 
 TRIALS = 64
 WIDTH, LATENT = 8, 3
@@ -29,18 +30,20 @@ def play(world: GridWorld, make_backbone: Callable, make_metacontroller: Callabl
     base_graph, base = nnx.split(make_backbone("hawk"), nnx.Param)
     rng = np.random.default_rng(0)
     goal = {name: rng.normal(size=(2, 1, WIDTH)).astype(np.float32) for name in "ab"}
-    key = jax.random.key(0)
-    starts = jax.vmap(world.reset)(jax.random.split(jax.random.split(key)[0], TRIALS))[0]
+    keys = jax.random.split(jax.random.key(0), TRIALS)
+    starts = jax.vmap(world.reset)(split_keys(keys)[0])[0]
     prefix = (np.asarray(starts.pinpad.length) - 1).astype(np.int32)
 
-    def run(bias: float, codes: np.ndarray, steering: transitions.Steering = "codes") -> tuple[np.ndarray, ...]:
+    def run(
+        bias: float, codes: np.ndarray, steering: transitions.Steering = "codes", chunk: int = TRIALS
+    ) -> tuple[np.ndarray, ...]:
         metacontroller: Metacontroller = make_metacontroller()
         metacontroller.switch_output.bias[...] = np.array([bias], np.float32)
         graph, params = nnx.split(metacontroller, nnx.Param)
         models: Any = (nnx.to_pure_dict(base), nnx.to_pure_dict(params))
         latents = Latents(codes, np.zeros(codes.shape[:2], int))
-        answer = transitions._play(world, (base_graph, graph), steering, models, goal, latents, prefix, key)
-        return prefix == 0, *answer
+        player = transitions.make_player(world, (base_graph, graph), steering, chunk)
+        return prefix == 0, *player(models, goal, latents, prefix, keys)
 
     return run
 
@@ -77,3 +80,8 @@ def test_the_base_model_alone_has_no_latent_to_hold(play: Callable, codes: np.nd
     _, _, made, held = play(100, codes, "nothing")
     np.testing.assert_array_equal(made, held)
     np.testing.assert_array_equal(play(-100, -codes, "nothing")[2], made)
+
+
+def test_trials_do_not_depend_on_how_many_are_played_at_a_time(play: Callable, codes: np.ndarray) -> None:
+    for whole, pieces in zip(play(0, codes), play(0, codes, chunk=48), strict=True):
+        np.testing.assert_array_equal(whole, pieces)
