@@ -43,7 +43,7 @@ reproduce-grid: setup  ## one map and random layouts on seeds never used before,
 	$(PY) scripts/aggregate.py "$(RUNS)/one_map" --page docs/results/one_map --title "One map"
 	$(PY) scripts/aggregate.py "$(RUNS)/random" --page docs/results/random --title "Random layouts"
 
-held-out: setup  ## the quickstart on five maps never used before, and their table; call again to resume
+held-out: setup  ## the quickstart on five held-out maps, and their table; call again to resume
 	$(call runs,quickstart,100 101 102 103 104,held_out)
 	$(PY) scripts/aggregate.py "$(RUNS)/held_out"
 

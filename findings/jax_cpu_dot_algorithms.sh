@@ -6,7 +6,7 @@
 # Seen (largest error of a 256 x 256 product against float64; exit status 0 says that it is still so):
 #   default            3.9e-05
 #   bfloat16           3.9e-05   accepted, not applied
-#   BF16_BF16_F32      3.9e-05   accepted, not applied (one pass in bfloat16 would err by about 1e-01)
+#   BF16_BF16_F32      3.9e-05   accepted, not applied (one pass in bfloat16 would err by about 2e-01)
 #   BF16_BF16_F32_X3   3.9e-05   accepted, not applied
 #   TF32_TF32_F32      ValueError: The precision 'TF32_TF32_F32' is not supported by dot_general on CPU
 #   F16_F16_F32        ValueError: the same

@@ -254,7 +254,7 @@ class Config:
     # Of the models' float32 matrix products: default, high or highest, which is float32 everywhere.
     # On GPUs with TF32 the other two read ten bits of mantissa and have eight times the peak rate
     # (A100). On TPUs default is one bfloat16 pass, high three, highest six. CPUs know float32 only.
-    # The exact yardsticks, the ant's physics and its expert are always computed at the highest.
+    # The exact yardsticks, the ant's physics and what its expert does are always at the highest.
     matmul_precision: str = "highest"
     env: EnvConfig = field(default_factory=EnvConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
