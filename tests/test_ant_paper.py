@@ -48,6 +48,7 @@ def check_every_stage(tmp_path, steps, batch, horizon, seeds=1, settings=()):
             f"reinforce.num_seeds={seeds}",
             "controllers.episodes=2",
             "controllers.trials=1",
+            "transitions.untrained_episodes=2",
             *settings,
         ]
     )
