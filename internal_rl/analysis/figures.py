@@ -392,7 +392,7 @@ def transition_picture(discovery: Mapping[str, Any], controllers: Mapping[str, A
             heights = [np.nan if values.get(name) is None else values[name] for name in transitions]
             bars = axes.bar(at, heights, width * 0.92, color=colour, label=label)
             texts = ["" if crowded or np.isnan(height) else _percent(height) for height in heights]
-            axes.bar_label(bars, texts, padding=2, fontsize=8, rotation=90 if upright else 0)
+            axes.bar_label(bars, texts, padding=5, fontsize=8, rotation=90 if upright else 0)
             if source != "base":  # which has no latent to draw again
                 again = [redrawn.get(source, {}).get(name, np.nan) for name in transitions]
                 axes.plot(at, again, "o", color=INK, markersize=3, clip_on=False)
