@@ -449,7 +449,7 @@ def test_an_environment_that_cannot_be_built_is_named(run_dir):
 def test_dataset_of_the_run_verifies(run_dir):
     data = load(run_dir / "data" / "valid", labels=True)
     assert len(data.length) == 64
-    assert set(data.labels) == {"subgoal", "place", "oracle_log_prob", "bayes_log_prob"}
+    assert set(data.labels) == {"subgoal", "colour", "place", "oracle_log_prob", "bayes_log_prob"}
 
 
 def test_bad_settings_end_before_any_work(tmp_path):

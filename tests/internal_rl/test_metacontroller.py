@@ -219,9 +219,10 @@ def test_the_posterior_sees_the_future(infer: Callable, stream: jax.Array) -> No
 def test_inference_integrates_a_sample_of_the_posterior(
     metacontroller: Metacontroller, integrate: Callable, stream: jax.Array, assert_close: Callable
 ) -> None:
-    key = jax.random.key(7)
-    posterior, kl, switch, latent = jax.jit(metacontroller.infer)(stream, FULL, key)
-    expected = integrate(stream, posterior.sample(key))
+    keys = jax.random.split(jax.random.key(7), BATCH)
+    posterior, kl, switch, latent = jax.jit(metacontroller.infer)(stream, FULL, keys)
+    noise = jnp.stack([jax.random.normal(key, (LENGTH, LATENT)) for key in keys])
+    expected = integrate(stream, posterior.mean + np.exp(posterior.log_std) * noise)
     assert_close(switch, expected[0])
     assert_close(latent, expected[1])
     assert_close(kl, posterior.kl_to_standard())
@@ -257,9 +258,9 @@ def test_a_lagged_embedding_is_of_the_future_from_steps_ago(embed: dict[str, Cal
 def test_shared_noise_is_one_draw_an_episode(
     make_metacontroller: Callable, integrate: Callable, stream: jax.Array, assert_close: Callable
 ) -> None:
-    key = jax.random.key(7)
-    posterior, _, _, latent = jax.jit(make_metacontroller(shared_noise=True).infer)(stream, FULL, key)
-    noise = jax.random.normal(key, (BATCH, 1, LATENT))
+    keys = jax.random.split(jax.random.key(7), BATCH)
+    posterior, _, _, latent = jax.jit(make_metacontroller(shared_noise=True).infer)(stream, FULL, keys)
+    noise = jnp.stack([jax.random.normal(key, (1, LATENT)) for key in keys])
     assert_close(latent, integrate(stream, posterior.mean + np.exp(posterior.log_std) * noise)[1])
 
 
