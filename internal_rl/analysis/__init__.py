@@ -1,1 +1,0 @@
-"""Diagnostics: they say which stage fails when the effect does not show."""
