@@ -1,21 +1,27 @@
 """The protocol every environment follows, and the specs that tell a model what goes in and out."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import jax
+import numpy as np
 from flax import struct
 
 from envs.tasks import TaskSet
 
+# How an expert's demonstrations are perturbed. "epsilon": the perturbed action is executed and is
+# also the label. "injection" (DART): the label stays what the expert would have done.
 NoiseKind = Literal["none", "epsilon", "injection"]
+State = Any  # of one episode: each environment's own pytree
+Plan = Any  # of one episode: each expert's own pytree
 
 
 @dataclass(frozen=True)
 class MultiHot:
-    """A 0/1 vector of `size` numbers, `active` of them 1, passed around as the int32 indices of its ones."""
+    """A 0/1 vector of `size` numbers, of which `active` are 1.
+
+    It is passed around as the int32 indices of its ones, [active].
+    """
 
     size: int
     active: int
@@ -37,7 +43,7 @@ class Discrete:
 
 @struct.dataclass
 class TimeStep:
-    """What one step shows. All fields are scalars but `observation`.
+    """What one step shows. All fields but `observation` and `target` are always scalars.
 
     observation: as the environment's `observation_spec` says.
     target: what the next-observation loss predicts of this step, as `target_spec` says.
@@ -58,10 +64,15 @@ class TimeStep:
 
 
 class Environment(Protocol):
-    """A pure environment: `reset` and `step` are functions of one episode; callers `vmap` them. Its states have the
-    fields `pinpad` and `objects`.
+    """A pure environment: `reset` and `step` are functions of one episode; callers `vmap` them.
 
-    A step after the end changes nothing, gives no reward and stays done.
+    Its states have the fields `pinpad` (progress through the hidden task) and `objects` (the
+    layout). A step after the end changes nothing, gives no reward and stays done.
+
+    horizon: steps after which an episode ends at the latest.
+    observation_spec, action_spec: what a policy reads and what it writes.
+    target_spec: what the next-observation loss predicts.
+    tasks: the distribution that the hidden task of each episode is drawn from.
     """
 
     @property
@@ -81,38 +92,41 @@ class Environment(Protocol):
 
     @property
     def on_host(self) -> bool:
-        """Whether episodes are stepped by `make_host`, from a Python loop, instead of by a compiled `step`."""
+        """Whether a Python loop steps episodes (`registry.make_host`), not a compiled `step`."""
         ...
 
-    def reset(self, key: jax.Array) -> tuple[Any, TimeStep]: ...
+    def reset(self, key: jax.Array) -> tuple[State, TimeStep]: ...
 
-    def step(self, state: Any, action: jax.Array) -> tuple[Any, TimeStep]: ...
+    def step(self, state: State, action: jax.Array) -> tuple[State, TimeStep]: ...
 
-    def make_expert(
-        self, noise: float, kind: NoiseKind, mean_actions: bool = False, detours: float = 0.0
-    ) -> "Expert": ...
-
-    def ending(self, state: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Of the last state of an episode: whether the episode may be learned from, and numbers to log of it."""
-        ...
-
-    def make_host(self, num_episodes: int) -> "HostEpisodes":
-        """Needed only where `on_host`."""
+    def ending(self, state: State) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of an episode's last state: whether to learn from the episode, and numbers to log."""
         ...
 
 
 class HostEpisodes(Protocol):
-    """A batch of episodes stepped from the host: `jax.vmap(env.step)`, but for what computes it."""
+    """A batch of episodes stepped from the host.
 
-    def step(self, state: Any, action: Any) -> tuple[Any, TimeStep]: ...
+    The same as those of the environment under `jax.vmap`, except for what computes them.
+    """
+
+    def reset(self, keys: jax.Array) -> tuple[State, TimeStep]: ...
+
+    def step(self, state: State, action: np.ndarray) -> tuple[State, TimeStep]: ...
 
 
 class Expert(Protocol):
-    """An expert of an environment that knows the hidden task of each episode.
+    """A demonstrator in an environment that knows the hidden task of each episode.
 
-    `plan` is computed, and drawn, once an episode, `act` gives (executed action, recorded label), `log_prob` scores a
-    label as a predictor that knows the subgoal would. `yardsticks` scores the labels [T] of an episode as further exact
-    predictors would, from its first state and the targets of its T + 1 steps: log-probabilities [T] by name, or none.
+    plan: what the expert works out, and draws, once per episode.
+    act: (executed action, recorded label).
+    log_prob: the score of a label by a predictor that knows the current subgoal.
+    yardsticks: the scores of an episode's labels [T] by further exact predictors, from the
+      episode's first state and the targets of its T + 1 steps: log-probabilities [T] by name, or
+      none.
+
+    noise, kind: strength and kind of the perturbation of what is executed.
+    detours: share of the time in which what is executed is led astray.
     """
 
     @property
@@ -129,37 +143,12 @@ class Expert(Protocol):
         """Whether it completes every task, given the time."""
         ...
 
-    def plan(self, key: jax.Array, state: Any) -> Any: ...
+    def plan(self, key: jax.Array, state: State) -> Plan: ...
 
-    def act(self, key: jax.Array, plan: Any, state: Any) -> tuple[jax.Array, jax.Array]: ...
+    def act(self, key: jax.Array, plan: Plan, state: State) -> tuple[jax.Array, jax.Array]: ...
 
-    def log_prob(self, plan: Any, state: Any, label: jax.Array) -> jax.Array: ...
+    def log_prob(self, plan: Plan, state: State, label: jax.Array) -> jax.Array: ...
 
-    def yardsticks(self, plan: Any, start: Any, targets: jax.Array, labels: jax.Array) -> dict[str, jax.Array]: ...
-
-
-_REGISTRY: dict[str, Callable[..., Environment]] = {}
-
-
-def register(name: str, build: Callable[..., Environment]) -> None:
-    """Make `build` available to `make` under `name`."""
-    _REGISTRY[name] = build
-
-
-def make(name: str, **settings: Any) -> Environment:
-    """Build the environment registered as `name`; raises KeyError naming the known ones."""
-    return _builder(name)(**settings)
-
-
-def settings(name: str) -> set[str]:
-    """Names of the settings that the environment registered as `name` takes; raises KeyError as `make` does."""
-    return set(inspect.signature(_builder(name)).parameters)
-
-
-def _builder(name: str) -> Callable[..., Environment]:
-    import envs.ant.world
-    import envs.gridworld  # noqa: F401  (they register themselves)
-
-    if name not in _REGISTRY:
-        raise KeyError(f"unknown environment {name!r}; known: {sorted(_REGISTRY)}")
-    return _REGISTRY[name]
+    def yardsticks(
+        self, plan: Plan, start: State, targets: jax.Array, labels: jax.Array
+    ) -> dict[str, jax.Array]: ...

@@ -1,10 +1,12 @@
-"""Our environments as Gymnasium environments, and pictures of the grid world.
+"""The worlds of this project as Gymnasium environments, with pictures.
 
-Importing this module registers `internal_rl/GridWorldPinpad-v0` and `internal_rl/AntPinpad-v0` (the paper's settings,
-App. A), and `internal_rl/GridWorldPinpadPostTraining-v0` and `internal_rl/AntPinpadPostTraining-v0` (the same with the
-longer post-training task).
+Importing this module registers, with the paper's settings (App. A),
+  `internal_rl/GridWorldPinpad-v0` and `internal_rl/AntPinpad-v0`: the pretraining tasks;
+  `internal_rl/GridWorldPinpadPostTraining-v0` and `internal_rl/AntPinpadPostTraining-v0`: the
+  longer post-training task.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,22 +15,25 @@ import jax
 import numpy as np
 from gymnasium import spaces
 
-from envs import api
+from envs import api, registry
 from envs.ant.world import AntWorld
 from envs.gridworld import GridWorld
+from envs.gridworld_picture import frame, task_strip
 
-SWITCH_BORDER = (255, 255, 0)
+Reset = Callable[[jax.Array], tuple[api.State, api.TimeStep]]
+Step = Callable[[api.State, Any], tuple[api.State, api.TimeStep]]
 
 
 class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
     """One episode at a time of any `envs.api.Environment`.
 
-    env: an environment, or the name of one and its `settings` (`envs.api.make`).
-    Observations are float32 vectors (a multi-hot is written out), actions integers or float32 vectors in
-    [-1, 1]. The info of each step holds `success`, `entered` (colour entered, -1: none) and `target` (what a
-    next-observation loss predicts). An episode that ends at the horizon without success or mistake is
-    truncated, any other end is a termination. A step after the end is undefined, as usual in Gymnasium.
-    A world whose physics runs on the host is stepped there.
+    env: an environment, or the name of one and its `settings` (`envs.registry.make`).
+
+    Observations are float32 vectors (a multi-hot is written out), actions integers or float32
+    vectors in [-1, 1]. The info of each step holds `success`, `entered` (the colour entered, -1:
+    none) and `target` (what a next-observation loss predicts). An episode that ends at the horizon
+    without success or mistake is truncated; any other end is a termination. A step after the end is
+    undefined, as usual in Gymnasium. A world whose physics runs on the host is stepped there.
 
     Raises ValueError for a render mode or an action that does not exist.
     """
@@ -37,17 +42,22 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
 
     def __init__(self, env: api.Environment | str, render_mode: str | None = None, **settings: Any):
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode={render_mode!r} is none of {self.metadata['render_modes']}, None")
+            raise ValueError(
+                f"render_mode={render_mode!r} is none of {self.metadata['render_modes']}, None"
+            )
         if isinstance(env, str):
-            self.env, self._reset, self._step = _named_programs(env, tuple(sorted(settings.items())))
+            self.env, self._reset, self._step = _named_programs(
+                env, tuple(sorted(settings.items()))
+            )
         else:
-            self.env, (self._reset, self._step) = env, _programs(env)
-        if isinstance(self.env, AntWorld):  # videos at the speed of life
+            self.env = env
+            self._reset, self._step = _programs(env)
+        if isinstance(self.env, AntWorld):  # videos play at real speed
             self.metadata = {**self.metadata, "render_fps": round(1 / self.env.control_step)}
         self.render_mode = render_mode
         self.observation_space = _observation_space(self.env.observation_spec)
         self.action_space = _action_space(self.env.action_spec)
-        self._state: Any = None
+        self._state: api.State = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """A new episode, drawn from `np_random`; returns (observation, info)."""
@@ -68,7 +78,7 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
         return observation, float(timestep.reward), terminated, truncated, info
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The current step as uint8 [H, W, 3], None without a render mode."""
+        """The current step as uint8 [H, W, 3]; None without a render mode."""
         if self.render_mode is None:
             return None
         if not isinstance(self.env, GridWorld | AntWorld):
@@ -78,14 +88,18 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
             from envs.ant.picture import frame as ant_frame  # lazily: MuJoCo
 
             picture = ant_frame(self.env, self._state.qpos, self._state.objects)
-            return np.concatenate([picture, task_strip(progress.task, int(progress.index), 48, picture.shape[1])])
-        objects, agent = self._state.objects, self._state.agent
+            strip = task_strip(progress.task, int(progress.index), 48, picture.shape[1])
+            return np.concatenate([picture, strip])
+        objects = self._state.objects
+        agent = self._state.agent
         return frame(self.env, objects, agent, progress.task, int(progress.index))
 
     def _observe(self, timestep: api.TimeStep) -> tuple[np.ndarray, dict[str, Any]]:
-        spec, observation = self.env.observation_spec, np.asarray(timestep.observation)
+        spec = self.env.observation_spec
+        observation = np.asarray(timestep.observation)
         if isinstance(spec, api.MultiHot):
-            indices, observation = observation, np.zeros(spec.size, np.float32)
+            indices = observation
+            observation = np.zeros(spec.size, np.float32)
             observation[indices] = 1
         target = np.array(timestep.target)
         return observation, {
@@ -108,80 +122,33 @@ def _action_space(spec: api.Discrete | api.Dense) -> spaces.Discrete | spaces.Bo
 
 
 @lru_cache(maxsize=8)
-def _named_programs(name: str, settings: tuple[tuple[str, Any], ...]) -> tuple[api.Environment, Any, Any]:
-    """Shared by all copies with these settings, so that a vector of them compiles once."""
-    env = api.make(name, **dict(settings))
+def _named_programs(
+    name: str, settings: tuple[tuple[str, Any], ...]
+) -> tuple[api.Environment, Reset, Step]:
+    """A world and its programs, shared by all copies so that a vector of them compiles once."""
+    env = registry.make(name, **dict(settings))
     return env, *_programs(env)
 
 
-def _programs(env: Any) -> tuple[Any, Any]:
+def _programs(env: api.Environment) -> tuple[Reset, Step]:
     """`reset` and `step` of one episode, compiled; with native physics where the world has it."""
     if not env.on_host:
         return jax.jit(env.reset), jax.jit(env.step)
-    host = env.make_host(1)
-    single = lambda batched: jax.tree.map(lambda x: x[0], batched)
-    batch = lambda state: jax.tree.map(lambda x: x[None], state)
-    return (
-        lambda key: single(host.reset(key[None])),
-        lambda state, action: single(host.step(batch(state), np.asarray(action)[None])),
-    )
 
+    # The host steps batches: here always a batch of one.
+    host = registry.make_host(env, 1)
 
-def frame(
-    env: GridWorld,
-    objects: Any,
-    agent: Any,
-    task: Any = None,
-    index: int = 0,
-    tile_size: int = 32,
-    highlight: bool = False,
-) -> np.ndarray:
-    """A picture of one step of the grid world, in MiniGrid's tiles; the agent is a red disc.
+    def single(batched: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], batched)
 
-    objects [O + W] and agent: cells. task: colours (padding of -1 is skipped), drawn as a strip below the
-    grid where the first `index`, already visited, are dark and the next one has a white border.
-    highlight: draw a yellow border, to say "a switch happened here".
-    Returns uint8 [H, (G + 2) * tile_size, 3]; H is (G + 2) * tile_size, plus tile_size with a task.
-    """
-    from envs import minigrid_pinpad  # lazily: MiniGrid starts pygame
+    def reset(key: jax.Array) -> tuple[api.State, api.TimeStep]:
+        return single(host.reset(key[None]))
 
-    grid = minigrid_pinpad.layout_grid(env.size, np.asarray(objects).tolist(), env.num_colours)
-    row, column = divmod(int(agent), env.size)
-    picture = grid.render(tile_size, agent_pos=(-1, -1))
-    top, left = (row + 1) * tile_size, (column + 1) * tile_size
-    minigrid_pinpad.draw_agent(picture[top : top + tile_size, left : left + tile_size])
-    if task is not None:
-        picture = np.concatenate([picture, task_strip(task, index, tile_size, picture.shape[1])])
-    if highlight:
-        mark_switch(picture, max(2, tile_size // 6))
-    return picture
+    def step(state: api.State, action: Any) -> tuple[api.State, api.TimeStep]:
+        batch = jax.tree.map(lambda x: x[None], state)
+        return single(host.step(batch, np.asarray(action)[None]))
 
-
-def mark_switch(picture: np.ndarray, thickness: int) -> None:
-    """A yellow border, in place."""
-    _border(picture, thickness, SWITCH_BORDER)
-
-
-def task_strip(task: Any, index: int, tile_size: int, width: int) -> np.ndarray:
-    """The colours of a task as uint8 [tile_size, width, 3], as `frame` describes it."""
-    from envs import minigrid_pinpad
-
-    colours = [int(colour) for colour in np.asarray(task) if colour >= 0]
-    strip = np.zeros((tile_size, width, 3), np.uint8)
-    side = min(tile_size, width // len(colours))
-    for position, colour in enumerate(colours):
-        tile = minigrid_pinpad.Grid.render_tile(minigrid_pinpad.Pad(colour), tile_size=side).astype(np.uint8)
-        if position < index:
-            tile = tile // 3
-        if position == index:
-            _border(tile, max(1, side // 10), (255, 255, 255))
-        strip[:side, position * side : (position + 1) * side] = tile
-    return strip
-
-
-def _border(picture: np.ndarray, thickness: int, colour: tuple[int, int, int]) -> None:
-    for edge in (np.s_[:thickness], np.s_[-thickness:], np.s_[:, :thickness], np.s_[:, -thickness:]):
-        picture[edge] = colour
+    return reset, step
 
 
 for _name, _world, _tasks in (

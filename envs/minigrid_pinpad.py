@@ -1,11 +1,11 @@
-"""gridworld-pinpad (App. A) written on MiniGrid: its pictures, and a twin that checks the JAX world.
+"""gridworld-pinpad (App. A) on MiniGrid: its pictures, and a twin that checks the JAX world.
 
-Nothing here knows the JAX transition rules: moves, walls and colours are MiniGrid's own grid and objects.
-MiniGrid frames its grid with walls, so inner cell (row, column) lies at grid position (column + 1, row + 1).
+Nothing here knows the JAX transition rules: moves, walls and colours are MiniGrid's own grid and
+objects. MiniGrid frames its grid with walls, so that the inner cell (row, column) lies at the grid
+position (column + 1, row + 1).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -15,7 +15,8 @@ from minigrid.core.world_object import Wall, WorldObj
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.rendering import downsample, fill_coords, point_in_circle, point_in_rect
 
-# MiniGrid has six colours, one of them the grey of its walls. Beyond ten these repeat, the numbers do not.
+# MiniGrid has six colours, one of them the grey of its walls: too few. Beyond ten pads these
+# colours repeat, the numbers on the pads do not.
 PALETTE = (
     (228, 87, 86),
     (76, 120, 220),
@@ -45,7 +46,10 @@ PAD_TYPE = 100  # an object code that MiniGrid does not use
 
 
 class Pad(WorldObj):
-    """A coloured cell that the agent can enter; `channel` is its colour and its observation channel."""
+    """A coloured cell that the agent can enter.
+
+    channel: its colour and its observation channel.
+    """
 
     def __init__(self, channel: int):
         super().__init__("floor", "grey")
@@ -64,17 +68,22 @@ class Pad(WorldObj):
         glyphs = [DIGITS[int(digit)].split() for digit in str(self.channel)]
         rows = [".".join(glyph[row] for glyph in glyphs) for row in range(5)]
         dot = min(0.12, 0.9 / len(rows[0]))
-        left, top = 0.5 - dot * len(rows[0]) / 2, 0.5 - dot * 2.5
+        left = 0.5 - dot * len(rows[0]) / 2
+        top = 0.5 - dot * 2.5
 
         def inked(x: float, y: float) -> bool:
-            column, row = int((x - left) // dot), int((y - top) // dot)
+            column = int((x - left) // dot)
+            row = int((y - top) // dot)
             return 0 <= row < 5 and 0 <= column < len(rows[0]) and rows[row][column] == "#"
 
         return fill_coords(r, inked, (0, 0, 0))
 
 
 class NumberedWall(Wall):
-    """One of the W walls; `channel` is its observation channel (the frame's walls have none)."""
+    """One of the W walls.
+
+    channel: its observation channel (the walls of the frame have none).
+    """
 
     def __init__(self, channel: int):
         super().__init__()
@@ -82,17 +91,22 @@ class NumberedWall(Wall):
 
 
 def layout_grid(size: int, objects: Sequence[int], num_colours: int) -> Grid:
-    """The framed (size + 2) x (size + 2) grid of `objects` [O + W]: cells of the colours, then the walls."""
+    """The framed (size + 2) x (size + 2) grid of a layout.
+
+    objects: [O + W], cells of the colours, then of the walls.
+    """
     grid = Grid(size + 2, size + 2)
     grid.wall_rect(0, 0, size + 2, size + 2)
     for channel, cell in enumerate(objects):
         row, column = divmod(int(cell), size)
-        grid.set(column + 1, row + 1, Pad(channel) if channel < num_colours else NumberedWall(channel))
+        grid.set(
+            column + 1, row + 1, Pad(channel) if channel < num_colours else NumberedWall(channel)
+        )
     return grid
 
 
 def draw_agent(tile: np.ndarray) -> None:
-    """Draw the agent as a red disc with a white rim onto `tile`, uint8 [side, side, 3], in place."""
+    """Draw the agent, a red disc with a white rim, onto `tile`, uint8 [side, side, 3], in place."""
     large = tile.repeat(3, 0).repeat(3, 1)  # for smooth edges, as MiniGrid does
     fill_coords(large, point_in_circle(0.5, 0.5, 0.36), (255, 255, 255))
     fill_coords(large, point_in_circle(0.5, 0.5, 0.28), (255, 0, 0))
@@ -102,12 +116,17 @@ def draw_agent(tile: np.ndarray) -> None:
 class MiniGridPinpad(MiniGridEnv):
     """One episode's world with everything given; every reset starts the same episode again.
 
-    Actions: 0 up, 1 right, 2 down, 3 left. Observation (App. A): float32 [G * G * (O + W + 1)], per cell a
-    one-hot of the object there plus the agent. Reward 1 at success only. Terminated by success or a wrong
-    colour, truncated after `horizon` steps otherwise.
+    Actions: 0 up, 1 right, 2 down, 3 left. Observation (App. A): float32 [G * G * (O + W + 1)], per
+    cell a one-hot of the object there plus the agent. Reward 1 at success only. Terminated by
+    success or a wrong colour, truncated after `horizon` steps otherwise. The info of `step` holds
+    `success` and the colour `entered` (-1: none).
 
-    size: G. objects: [O + W] cells of the colours, then of the walls. agent: the start cell.
-    task: the colours to visit. info of `step`: `success` and the colour `entered` (-1: none).
+    size: G.
+    objects: [O + W], cells of the colours, then of the walls.
+    num_colours: O.
+    agent: the start cell.
+    task: the colours to visit, in order.
+    horizon: T.
     """
 
     def __init__(
@@ -121,9 +140,15 @@ class MiniGridPinpad(MiniGridEnv):
         render_mode: str | None = None,
         tile_size: int = 32,
     ):
-        self.size, self.objects, self.num_colours = size, tuple(objects), num_colours
-        self.start, self.task = agent, tuple(task)
+        # The episode.
+        self.size = size
+        self.objects = tuple(objects)
+        self.num_colours = num_colours
+        self.start = agent
+        self.task = tuple(task)
         self.visited = 0
+
+        # MiniGrid's side of it; its default action and observation spaces are replaced.
         super().__init__(
             MissionSpace(lambda: "visit the colours in the hidden order"),
             grid_size=size + 2,
@@ -134,12 +159,15 @@ class MiniGridPinpad(MiniGridEnv):
             tile_size=tile_size,
         )
         self.action_space = spaces.Discrete(4)
-        self.observation_space = spaces.Box(0, 1, (size * size * (len(self.objects) + 1),), np.float32)
+        self.observation_space = spaces.Box(
+            0, 1, (size * size * (len(self.objects) + 1),), np.float32
+        )
 
     def _gen_grid(self, width: int, height: int) -> None:
         self.grid = layout_grid(self.size, self.objects, self.num_colours)
         row, column = divmod(self.start, self.size)
-        self.agent_pos, self.agent_dir = (column + 1, row + 1), 0
+        self.agent_pos = (column + 1, row + 1)
+        self.agent_dir = 0
         self.visited = 0
 
     def gen_obs(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -153,19 +181,22 @@ class MiniGridPinpad(MiniGridEnv):
         picture[self.agent_pos[1] - 1, self.agent_pos[0] - 1, -1] = 1
         return picture.ravel()
 
-    def step(self, action: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Face the direction and take one step that way if nothing blocks it."""
+    def step(self, action: int):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Face the action's direction and take one step that way if nothing blocks it."""
         self.step_count += 1
         self.agent_dir = (int(action) - 1) % 4  # MiniGrid counts from right
-        ahead = int(self.front_pos[0]), int(self.front_pos[1])
+        ahead = (int(self.front_pos[0]), int(self.front_pos[1]))
         cell = self.grid.get(*ahead)
         entered = -1
         if cell is None or cell.can_overlap():
             self.agent_pos = ahead
             entered = cell.channel if isinstance(cell, Pad) else -1
+
+        # The pin-pad automaton.
         wrong = entered >= 0 and entered != self.task[self.visited]
         self.visited += entered >= 0 and not wrong
         success = self.visited == len(self.task)
         terminated = success or wrong
         truncated = self.step_count >= self.max_steps and not terminated
-        return self.gen_obs(), float(success), terminated, truncated, {"success": success, "entered": entered}
+        info = {"success": success, "entered": entered}
+        return self.gen_obs(), float(success), terminated, truncated, info

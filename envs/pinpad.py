@@ -1,4 +1,7 @@
-"""The pin-pad automaton shared by all worlds: visit the colours of a task in order, nothing else (App. A)."""
+"""The pin-pad automaton of all worlds (App. A): visit the colours of a task in order, nothing else.
+
+In every world a wrong colour ends the episode, and the only reward, 1, comes with the last colour.
+"""
 
 from dataclasses import replace
 
@@ -13,7 +16,7 @@ class Pinpad:
 
     task: int32 [L], the colours to visit in order, padded with -1.
     length: int32, how many of them count.
-    index: int32, how many were visited; equal to `length` after success.
+    index: int32, how many have been visited; equal to `length` after success.
     """
 
     task: jax.Array
@@ -32,7 +35,7 @@ def start(task: jax.Array, length: jax.Array) -> Pinpad:
 
 
 def visit(pinpad: Pinpad, colour: jax.Array) -> tuple[Pinpad, jax.Array, jax.Array]:
-    """Enter `colour` (-1: none). Returns the new state and the flags (wrong, success)."""
+    """Enter `colour` (-1: none); returns (the new state, wrong, success)."""
     entered = colour >= 0
     right = entered & (colour == pinpad.colour) & (pinpad.index < pinpad.length)
     index = pinpad.index + right

@@ -1,7 +1,8 @@
 """Task sets as data: each is a hidden Markov automaton that emits the colours to visit.
 
-A list of tasks (Table A1) and a grammar (ring) are the same thing here, so one sampler and one exact
-Bayes filter serve both.
+The state of the automaton says which colour comes next; the observation never shows it. A list of
+tasks (Table A1) and a grammar (ring) are the same thing here, so one sampler and one exact Bayes
+filter serve both.
 """
 
 import re
@@ -15,13 +16,18 @@ import numpy as np
 
 # Table A1, the pretraining tasks of gridworld-pinpad.
 TABLE_A1 = (
-    "0-1-4-5-0-1,0-1-4-5-2-3,0-1-6-7-2-3,2-3-0-1-4-5,2-3-6-7-2-3,2-3-6-7-4-5,4-5-0-1-4-5,4-5-0-1-6-7,"
-    "4-5-2-3-6-7,6-7-2-3-0-1,6-7-2-3-6-7,6-7-4-5-0-1,0-1-6-7-4-5,2-3-0-1-6-7,4-5-2-3-0-1,6-7-4-5-2-3"
+    "0-1-4-5-0-1,0-1-4-5-2-3,0-1-6-7-2-3,2-3-0-1-4-5,2-3-6-7-2-3,2-3-6-7-4-5,"
+    "4-5-0-1-4-5,4-5-0-1-6-7,4-5-2-3-6-7,6-7-2-3-0-1,6-7-2-3-6-7,6-7-4-5-0-1,"
+    "0-1-6-7-4-5,2-3-0-1-6-7,4-5-2-3-0-1,6-7-4-5-2-3"
 )
-# The post-training task of gridworld-pinpad: each of its pair transitions is absent from Table A1.
+# The post-training task of gridworld-pinpad: Table A1 has none of its transitions between pairs.
 POST_TRAINING_A1 = "0-1-2-3-4-5-6-7-0-1-2-3"
-# Table A2, the pretraining tasks of ant-pinpad; 0>1, 1>2, 2>3 and 3>0 are absent from it.
-TABLE_A2 = "0-3-2,1-0-3,2-1-0,3-2-1,0-2-0,0-2-1,0-3-1,1-0-2,1-3-1,1-3-2,2-0-2,2-0-3,2-1-3,3-1-0,3-1-3,3-2-0"
+# Table A2, the pretraining tasks of ant-pinpad: in none of them does 1 follow 0, 2 follow 1,
+# 3 follow 2 or 0 follow 3, so that every transition of the post-training task is new.
+TABLE_A2 = (
+    "0-3-2,1-0-3,2-1-0,3-2-1,0-2-0,0-2-1,0-3-1,1-0-2,"
+    "1-3-1,1-3-2,2-0-2,2-0-3,2-1-3,3-1-0,3-1-3,3-2-0"
+)
 POST_TRAINING_A2 = "0-1-2-3"
 NAMED = {
     "table_a1": TABLE_A1,
@@ -30,13 +36,16 @@ NAMED = {
     "post_training_a2": POST_TRAINING_A2,
 }
 PAIRS = "0-1,2-3,4-5,6-7"  # the abstract subgoals A, B, C, D of gridworld-pinpad (App. A)
-SUBGOALS = {"table_a1": PAIRS, "post_training_a1": PAIRS}  # of the other sets: each colour is one
+# Abstract subgoals of the named sets; in every other set each colour is a subgoal.
+SUBGOALS = {"table_a1": PAIRS, "post_training_a1": PAIRS}
 
 
 @dataclass(frozen=True)
 class TaskSet:
     """A distribution over colour sequences, and what an abstract subgoal is in them.
 
+    num_colours: O.
+    length: colours of the longest sequence.
     colour: int32 [S], the colour each automaton state asks for.
     initial: float64 [S], sums to 1.
     transition: float64 [S, S]; a row sums to 1, or to 0 where the task ends with that state.
@@ -64,11 +73,15 @@ class TaskSet:
 
     def sample(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One task: colours int32 [length] padded with -1, and how many of them count."""
-        colour, transition = jnp.asarray(self.colour), jnp.log(jnp.asarray(self.transition, jnp.float32))
+        colour = jnp.asarray(self.colour)
+        transition = jnp.log(jnp.asarray(self.transition, jnp.float32))
         keys = jax.random.split(key, self.length)
         first = jax.random.categorical(keys[0], jnp.log(jnp.asarray(self.initial, jnp.float32)))
 
-        def advance(carry, key):
+        # A walk over the automaton's states; `alive` until a state from which nothing follows.
+        def advance(
+            carry: tuple[jax.Array, jax.Array], key: jax.Array
+        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             state, alive = carry
             alive &= jnp.isfinite(transition[state]).any()
             state = jnp.where(alive, jax.random.categorical(key, transition[state]), state)
@@ -93,11 +106,17 @@ class TaskSet:
 
     @cached_property
     def breaks_subgoals(self) -> str | None:
-        """Two colours, "1-0", that may follow each other though they leave the order of their common subgoal or repeat
-        it: nothing could tell one such subgoal from two. None if there are none."""
+        """Two colours, "1-0", that follow each other against the order of the subgoal they share.
+
+        Where a task leaves that order or starts it anew, nothing could tell one such subgoal from
+        two. None if there are no such colours.
+        """
         place = {colour: place for group in self.subgoals for place, colour in enumerate(group)}
         for before, after in np.argwhere(self.transitions):
-            if self.subgoal_of[before] == self.subgoal_of[after] and place[after] != place[before] + 1:
+            if (
+                self.subgoal_of[before] == self.subgoal_of[after]
+                and place[after] != place[before] + 1
+            ):
                 return f"{before}-{after}"
         return None
 
@@ -107,11 +126,21 @@ class TaskSet:
         return np.unique(self.subgoal_of[self.colour[self.initial > 0]])
 
 
-def from_sequences(sequences: list[list[int]], num_colours: int, subgoals: tuple[tuple[int, ...], ...]) -> TaskSet:
+def from_sequences(
+    sequences: list[list[int]], num_colours: int, subgoals: tuple[tuple[int, ...], ...]
+) -> TaskSet:
     """The uniform distribution over explicit colour sequences."""
-    states = [(task, position) for task, sequence in enumerate(sequences) for position in range(len(sequence))]
+    # One state of the automaton per place in a sequence.
+    states = [
+        (task, position)
+        for task, sequence in enumerate(sequences)
+        for position in range(len(sequence))
+    ]
     index = {state: i for i, state in enumerate(states)}
-    initial, transition = np.zeros(len(states)), np.zeros((len(states), len(states)))
+
+    # Any sequence begins with the same probability and then runs to its end.
+    initial = np.zeros(len(states))
+    transition = np.zeros((len(states), len(states)))
     for (task, position), i in index.items():
         if position == 0:
             initial[i] = 1 / len(sequences)
@@ -122,13 +151,21 @@ def from_sequences(sequences: list[list[int]], num_colours: int, subgoals: tuple
 
 
 def ring(num_colours: int, length: int, subgoals: tuple[tuple[int, ...], ...]) -> TaskSet:
-    """After colour k any colour but k and k + 1 (modulo the ring) follows, uniformly; any colour comes first."""
+    """After colour k follows any colour but k and k + 1 (modulo the ring), uniformly.
+
+    Any colour comes first. The transitions k to k + 1 stay unseen, for tasks after pretraining.
+    """
     if num_colours < 3:
-        raise ValueError(f"env.tasks: a ring needs at least 3 colours, got env.num_colours={num_colours}")
+        raise ValueError(
+            f"env.tasks: a ring needs at least 3 colours, got env.num_colours={num_colours}"
+        )
+    # Which colour may follow which.
     colours = np.arange(num_colours)
     step = (colours[None] - colours[:, None]) % num_colours
     allowed = (step != 0) & (step != 1)
     successors = allowed / allowed.sum(1, keepdims=True)
+
+    # One copy of the colours per place in the sequence: a state leads to the next copy only.
     transition = np.kron(np.eye(length, k=1), successors)
     initial = np.zeros(length * num_colours)
     initial[:num_colours] = 1 / num_colours
@@ -144,38 +181,59 @@ def _sequences(text: str) -> list[list[int]] | None:
 
 
 def parse_subgoals(spec: str | None, num_colours: int) -> tuple[tuple[int, ...], ...]:
-    """Read abstract subgoals, "0-1,2-3"; colours in none of them, or all for None, are subgoals of their own.
+    """Read abstract subgoals, "0-1,2-3".
 
-    Raises ValueError naming the config key for a malformed one, and for a colour that does not exist or comes twice.
+    A colour that is in none of them is a subgoal of its own; with None every colour is.
+    Raises ValueError naming the config key for malformed text, for a colour that does not exist
+    and for one that comes twice.
     """
     groups = [] if spec is None else _sequences(spec)
     if groups is None:
-        raise ValueError(f"env.subgoals={spec!r} is not a list of subgoals; write the colours of each, as in 0-1,2-3")
+        raise ValueError(
+            f"env.subgoals={spec!r} is not a list of subgoals; "
+            "write the colours of each, as in 0-1,2-3"
+        )
     named = [colour for group in groups for colour in group]
     if len(set(named)) < len(named):
         raise ValueError(f"env.subgoals={spec!r}: a colour belongs to one subgoal only")
     if max(named, default=0) >= num_colours:
-        raise ValueError(f"env.subgoals={spec!r}: colour {max(named)} needs env.num_colours > {max(named)}")
-    return (*map(tuple, groups), *((colour,) for colour in range(num_colours) if colour not in named))
+        raise ValueError(
+            f"env.subgoals={spec!r}: colour {max(named)} needs env.num_colours > {max(named)}"
+        )
+    return (
+        *map(tuple, groups),
+        *((colour,) for colour in range(num_colours) if colour not in named),
+    )
 
 
 def parse(spec: str, num_colours: int, subgoals: str | None = None) -> TaskSet:
     """Read a task set: a name of NAMED, "ring:LENGTH", or sequences "0-1-2,2-1-0".
 
-    subgoals: as `parse_subgoals` reads them; None: SUBGOALS of a named set.
-    Raises ValueError naming the config key for a malformed one, a colour that does not exist or a colour
-    that follows itself (a visited cell must be left first, so the expert would have no shortest path).
+    subgoals: as `parse_subgoals` reads them; None: those that SUBGOALS has for a named set.
+    Raises ValueError naming the config key for malformed text, for a colour that does not exist
+    and for one that follows itself (a visited cell must be left first, so the expert would have no
+    shortest path).
     """
     text = NAMED.get(spec, spec)
     groups = parse_subgoals(SUBGOALS.get(spec) if subgoals is None else subgoals, num_colours)
+
+    # A grammar.
     if grammar := re.fullmatch(r"ring:([1-9]\d*)", text):
         return ring(num_colours, int(grammar[1]), groups)
+
+    # A list of sequences.
     sequences = _sequences(text)
     if sequences is None:
-        raise ValueError(f"env.tasks={spec!r} is not a task set; use {', '.join(NAMED)}, ring:LENGTH or 0-1-2,2-1-0")
+        raise ValueError(
+            f"env.tasks={spec!r} is not a task set; "
+            f"use {', '.join(NAMED)}, ring:LENGTH or 0-1-2,2-1-0"
+        )
     for sequence in sequences:
         if max(sequence) >= num_colours:
-            raise ValueError(f"env.tasks={spec!r}: colour {max(sequence)} needs env.num_colours > {max(sequence)}")
+            raise ValueError(
+                f"env.tasks={spec!r}: colour {max(sequence)} "
+                f"needs env.num_colours > {max(sequence)}"
+            )
         if any(a == b for a, b in pairwise(sequence)):
             raise ValueError(f"env.tasks={spec!r}: a colour may not follow itself")
     return from_sequences(sequences, num_colours, groups)

@@ -1,1 +1,1 @@
-"""Internal reinforcement learning: steer a frozen autoregressive policy through a learned latent."""
+"""Internal reinforcement learning: a learned latent steers a frozen autoregressive policy."""

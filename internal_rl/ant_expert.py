@@ -1,9 +1,9 @@
-"""The ant's expert (Table A3): PPO with a GAE critic on native physics, rewarded for velocity along the arrows.
+"""The ant's expert (Table A3): PPO with a GAE critic on native physics.
 
-Training the expert is not part of the pipeline: its parameters come with the repository.
+It is rewarded for velocity along the arrows, which lead along shortest paths. Training it is not
+part of the pipeline: its parameters come with the repository.
 """
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,39 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from envs import registry
 from envs.ant import expert as ant
 from envs.ant.expert import AntPlan
 from envs.ant.native import NativeAnts
 from envs.ant.symmetry import turn_legs_back
 from envs.ant.world import ENDINGS, NOT_FINITE, SUCCESS, AntState, AntWorld
-from internal_rl import checkpoint, streams
+from internal_rl import streams
 from internal_rl.config import ExpertConfig
 from internal_rl.models.distributions import Gaussian
 from internal_rl.objectives import clipped_surrogate, masked_mean
-from internal_rl.tracking import Tracker, progress
-from internal_rl.train_loop import Interrupted, make_optimiser, stop_flag
+from internal_rl.training import loop as training
+from internal_rl.training.loop import Metrics
+from internal_rl.training.optimiser import make_optimiser
+from internal_rl.training.tracking import Tracker
+
+Trained = tuple[Any, optax.OptState]  # parameters of actor and critic, state of the optimiser
 
 
 @struct.dataclass
 class Transition:
     """One control step of every ant; time leads once they are stacked.
 
-    features: [N, 30], not normalised; action: [N, 8], turned as they are; log_prob, value, reward, next_value: [N];
-    terminated: bool [N], no value follows; ended: bool [N], another episode follows; ending: int32 [N].
+    features: [N, 30], not normalised.
+    action: [N, 8], torques turned as the features are.
+    log_prob: [N], of the action, nats.
+    value: [N], of the state that the action is taken in.
+    reward: [N], m/s.
+    next_value: [N], of the state that is reached.
+    terminated: bool [N], no value follows.
+    ended: bool [N], another episode follows.
+    ending: int32 [N], an index of ENDINGS.
     """
 
     features: jax.Array
@@ -49,11 +61,17 @@ class Transition:
 
 @struct.dataclass
 class LearnerState:
-    """Everything a resumed training needs. params: of "actor" and "critic"; mean, square, count: of the features
-    seen so far; update: int32, updates done."""
+    """Everything that a resumed training needs.
 
-    params: Any
-    optimiser: Any
+    params: of "actor" and "critic".
+    optimiser: its state.
+    mean, square: [30], of the features seen so far and of their squares.
+    count: float32, how many these are.
+    update: int32, updates done.
+    """
+
+    params: dict[str, ant.Params]
+    optimiser: optax.OptState
     mean: jax.Array
     square: jax.Array
     count: jax.Array
@@ -61,16 +79,24 @@ class LearnerState:
 
     @property
     def std(self) -> jax.Array:
-        """Deviation of the features."""
+        """Standard deviation of the features."""
         return jnp.sqrt(jnp.maximum(self.square - self.mean**2, 1e-4))
 
 
 def advantages(
-    reward: Float[Array, "T N"], value: Float[Array, "T N"], next_value: Float[Array, "T N"],
-    terminated: Array, ended: Array, gamma: float, gae_lambda: float,
-) -> Float[Array, "T N"]:  # fmt: skip
-    """Generalised advantage estimates (Schulman et al. 2016): sum_k (gamma lambda)^k delta_{t+k} within an episode,
-    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), where V is 0 after a termination but not after a mere time limit."""
+    reward: Float[Array, "T N"],
+    value: Float[Array, "T N"],
+    next_value: Float[Array, "T N"],
+    terminated: Bool[Array, "T N"],
+    ended: Bool[Array, "T N"],
+    gamma: float,
+    gae_lambda: float,
+) -> Float[Array, "T N"]:
+    """Generalised advantage estimates (Schulman et al. 2016).
+
+    sum_k (gamma lambda)^k delta_{t+k} within an episode, delta_t = r_t + gamma V(s_{t+1}) - V(s_t),
+    where V is 0 after a termination but not after a mere time limit.
+    """
     delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
     def backwards(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -82,33 +108,48 @@ def advantages(
 
 
 class ExpertTrainer:
-    """`unroll` plays, `learn` learns; the ants live on between updates."""
+    """`unroll` plays, `learn` learns; episodes go on across updates."""
 
     def __init__(self, config: ExpertConfig, world: AntWorld, seed: int):
-        self.config, self.world, self.seed = config, world, seed
+        self.config = config
+        self.world = world
+        self.seed = seed
         self.ants = NativeAnts(world, config.num_ants)
         self.updates = config.steps // (config.num_ants * config.unroll)
-        self.optimiser = make_optimiser(config.optim, self.updates * config.epochs * config.minibatches)
+        self.optimiser = make_optimiser(
+            config.optim, self.updates * config.epochs * config.minibatches
+        )
         self.plan = jax.jit(jax.vmap(lambda state: ant.make_plan(world, state.objects)))
-        self.act, self.settle = jax.jit(self._act), jax.jit(self._settle)
+        self.act = jax.jit(self._act)
+        self.settle = jax.jit(self._settle)
         self.learn = jax.jit(self._learn)
 
     def init(self) -> LearnerState:
-        """Before the first update."""
+        """A learner before its first update."""
         actor_key, critic_key = jax.random.split(streams.key(self.seed, "weights.expert"))
         actor = ant.init(actor_key, self.config.width, 8, 0.01)
         actor["log_std"] = jnp.full(2, jnp.log(self.config.initial_std))
         params = {"actor": actor, "critic": ant.init(critic_key, self.config.width, 1, 1.0)}
-        zeros, ones = jnp.zeros(ant.NUM_FEATURES), jnp.ones(ant.NUM_FEATURES)
-        return LearnerState(params, self.optimiser.init(params), zeros, ones, jnp.float32(1e-4), jnp.int32(0))
+        return LearnerState(
+            params=params,
+            optimiser=self.optimiser.init(params),
+            mean=jnp.zeros(ant.NUM_FEATURES),
+            square=jnp.ones(ant.NUM_FEATURES),
+            count=jnp.float32(1e-4),
+            update=jnp.int32(0),
+        )
 
     def fresh(self, number: int) -> tuple[AntState, AntPlan]:
-        """New episodes, one an ant."""
+        """New episodes, one per ant; `number` fixes them."""
         key = streams.key(self.seed, "expert.episodes", number)
         state, _ = self.ants.reset(jax.random.split(key, self.config.num_ants))
         return state, self.plan(state)
 
-    def _act(self, learner: LearnerState, state: AntState, plan: AntPlan, key: Array):
+    def _act(
+        self, learner: LearnerState, state: AntState, plan: AntPlan, key: Array
+    ) -> tuple[Array, Array, Array, Array, Array]:
+        """(features, action, what the world executes, log-probability, value) of every ant."""
+        # Actor and critic read features that are turned towards the arrow.
         seen = jax.vmap(partial(ant.features, self.world))(plan, state)
         x = ant.normalise(seen, learner.mean, learner.std)
         policy = Gaussian(*ant.torques(learner.params["actor"], x))
@@ -116,41 +157,83 @@ class ExpertTrainer:
         action = policy.sample(action_key)
         executed = action + self.config.noise * jax.random.normal(noise_key, action.shape)
         value = ant.apply(learner.params["critic"], x)[..., 0]
+
+        # The noise makes the gait robust and counts for nothing else; torques are turned back.
         turns = jax.vmap(partial(ant.turn, self.world))(plan, state)
         torques = jax.vmap(turn_legs_back)(executed, turns)
-        return seen, action, jax.vmap(self.world.action)(state, torques), policy.log_prob(action), value
+        executed = jax.vmap(self.world.action)(state, torques)
+        return seen, action, executed, policy.log_prob(action), value
 
-    def _settle(self, learner: LearnerState, before: AntState, after: AntState, plan: AntPlan, fresh: Any):
-        """(reward, value of the state reached, the next step's state and plan): ended episodes are replaced."""
+    def _settle(
+        self,
+        learner: LearnerState,
+        before: AntState,
+        after: AntState,
+        plan: AntPlan,
+        fresh: tuple[AntState, AntPlan],
+    ) -> tuple[Array, Array, AntState, AntPlan]:
+        """(reward, value of the state reached, the next step's state and plan).
+
+        Where an episode has ended, the next step is the first one of a `fresh` one.
+        """
         reward = jax.vmap(partial(ant.progress, self.world))(plan, before, after)
-        x = ant.normalise(jax.vmap(partial(ant.features, self.world))(plan, after), learner.mean, learner.std)
+        reached = jax.vmap(partial(ant.features, self.world))(plan, after)
+        x = ant.normalise(reached, learner.mean, learner.std)
         next_value = ant.apply(learner.params["critic"], x)[..., 0]
-        replace = lambda new, old: jnp.where(after.done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        def replace(new: Array, old: Array) -> Array:
+            return jnp.where(after.done.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
         state, plan = jax.tree.map(replace, fresh, (after, plan))
         return reward, next_value, state, plan
 
-    def unroll(self, learner: LearnerState, state: AntState, plan: AntPlan) -> tuple[AntState, AntPlan, Transition]:
-        """`config.unroll` steps of every ant: transitions [T, N]. An ant that ends twice starts alike twice."""
+    def unroll(
+        self, learner: LearnerState, state: AntState, plan: AntPlan
+    ) -> tuple[AntState, AntPlan, Transition]:
+        """`config.unroll` steps of every ant: transitions [T, N].
+
+        An ant whose episode ends twice starts the same fresh one twice.
+        """
+        # The number of the update fixes the fresh episodes and the draws of actions.
         number = int(learner.update) + 1
-        fresh, key = self.fresh(number), streams.key(self.seed, "expert.actions", number)
+        fresh = self.fresh(number)
+        key = streams.key(self.seed, "expert.actions", number)
         steps = []
         for t in range(self.config.unroll):
-            seen, action, executed, log_prob, value = self.act(learner, state, plan, jax.random.fold_in(key, t))
+            # Physics runs on the host, the networks on either side of it are compiled.
+            act_key = jax.random.fold_in(key, t)
+            seen, action, executed, log_prob, value = self.act(learner, state, plan, act_key)
             after, _ = self.ants.step(state, np.asarray(executed))
             reward, next_value, state, plan = self.settle(learner, state, after, plan, fresh)
-            terminated = after.done & ~after.truncated
-            steps.append(
-                Transition(seen, action, log_prob, value, reward, next_value, terminated, after.done, after.ending)
+            transition = Transition(
+                features=seen,
+                action=action,
+                log_prob=log_prob,
+                value=value,
+                reward=reward,
+                next_value=next_value,
+                terminated=after.done & ~after.truncated,
+                ended=after.done,
+                ending=after.ending,
             )
+            steps.append(transition)
         return state, plan, jax.tree.map(lambda *x: jnp.stack(x), *steps)
 
-    def _learn(self, learner: LearnerState, steps: Transition) -> tuple[LearnerState, dict[str, jax.Array]]:
+    def _learn(
+        self, learner: LearnerState, steps: Transition
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """`epochs` passes over the transitions in shuffled minibatches."""
         config = self.config
-        advantage = advantages(
+
+        # Velocity along the arrow, less what a failure and strong torques cost.
+        failed = steps.terminated & (steps.ending != SUCCESS) & (steps.ending != NOT_FINITE)
+        reward = (
             config.reward_scale * steps.reward
-            - config.failure_penalty * (steps.terminated & (steps.ending != SUCCESS) & (steps.ending != NOT_FINITE))
-            - config.control_cost * jnp.square(jnp.clip(steps.action, -1, 1)).sum(-1),
+            - config.failure_penalty * failed
+            - config.control_cost * jnp.square(jnp.clip(steps.action, -1, 1)).sum(-1)
+        )
+        advantage = advantages(
+            reward,
             steps.value,
             steps.next_value,
             steps.terminated,
@@ -158,8 +241,10 @@ class ExpertTrainer:
             config.gamma,
             config.gae_lambda,
         )
+
+        # All steps of all ants in one row, features normalised as when they were played.
         returns = advantage + steps.value
-        x = ant.normalise(steps.features, learner.mean, learner.std)  # as when they were played
+        x = ant.normalise(steps.features, learner.mean, learner.std)
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         flat = jax.tree.map(
             lambda x: x.reshape(-1, *x.shape[2:]),
@@ -167,80 +252,127 @@ class ExpertTrainer:
         )
         size = flat[2].shape[0]
 
-        def loss_fn(params: Any, batch: Any):
+        # Clipped surrogate of the actor, squared error of the critic, entropy bonus. Steps into a
+        # state that is not finite do not count.
+        def loss_fn(
+            params: dict[str, ant.Params], batch: tuple[Array, ...]
+        ) -> tuple[Array, Metrics]:
             x, action, old_log_prob, advantage, returns, mask = batch
             policy = Gaussian(*ant.torques(params["actor"], x))
             log_prob = policy.log_prob(action)[:, None]
-            surrogate = clipped_surrogate(log_prob, old_log_prob[:, None], advantage, mask[:, None], config.clip)
-            value_loss = 0.5 * masked_mean(jnp.square(ant.apply(params["critic"], x)[..., 0] - returns), mask)
+            surrogate = clipped_surrogate(
+                log_prob, old_log_prob[:, None], advantage, mask[:, None], config.clip
+            )
+            value = ant.apply(params["critic"], x)[..., 0]
+            value_loss = 0.5 * masked_mean(jnp.square(value - returns), mask)
             entropy = policy.entropy().mean()
             loss = surrogate.loss + config.value_weight * value_loss - config.entropy * entropy
-            kl, clipped = surrogate.approx_kl, surrogate.clip_fraction
-            return loss, {"approx_kl": kl, "clip_fraction": clipped, "value_loss": value_loss, "entropy": entropy}
+            metrics = {
+                "approx_kl": surrogate.approx_kl,
+                "clip_fraction": surrogate.clip_fraction,
+                "value_loss": value_loss,
+                "entropy": entropy,
+            }
+            return loss, metrics
 
-        def gradient_step(carry: Any, rows: Array):
+        def gradient_step(carry: Trained, rows: Array) -> tuple[Trained, Metrics]:
             params, optimiser = carry
             batch = jax.tree.map(lambda x: x[rows], flat)
             (_, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
             updates, optimiser = self.optimiser.update(gradient, optimiser, params)
             return (optax.apply_updates(params, updates), optimiser), metrics
 
-        keys = jax.random.split(streams.key(self.seed, "expert.shuffle", learner.update), config.epochs)
-        rows = jax.vmap(lambda key: jax.random.permutation(key, size))(keys).reshape(-1, size // (config.minibatches))
-        (params, optimiser), metrics = jax.lax.scan(gradient_step, (learner.params, learner.optimiser), rows)
+        # Every epoch shuffles anew.
+        shuffle_key = streams.key(self.seed, "expert.shuffle", learner.update)
+        keys = jax.random.split(shuffle_key, config.epochs)
+        orders = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+        rows = orders.reshape(-1, size // config.minibatches)
+        (params, optimiser), metrics = jax.lax.scan(
+            gradient_step, (learner.params, learner.optimiser), rows
+        )
+
+        # Running moments of the features, for the next update.
         count = learner.count + size
         share = size / count
         seen = steps.features.reshape(size, -1)
         mean = learner.mean + share * (seen.mean(0) - learner.mean)
         square = learner.square + share * ((seen**2).mean(0) - learner.square)
+
+        # How episodes ended, and what the last epoch was like.
         ended = jnp.maximum(steps.ended.sum(), 1)
-        endings = {f"ending_{name}": (steps.ending == i).sum() / ended for i, name in enumerate(ENDINGS) if i}
+        endings = {
+            f"ending_{name}": (steps.ending == i).sum() / ended
+            for i, name in enumerate(ENDINGS)
+            if i
+        }
         metrics = {name: value[-config.minibatches :].mean() for name, value in metrics.items()}
         metrics |= {"velocity": steps.reward.mean(), "episode_length": size / ended, **endings}
-        metrics["std"] = jnp.exp(ant.log_stds(params["actor"])).mean()  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        metrics["std"] = jnp.exp(ant.log_stds(params["actor"])).mean()
         return LearnerState(params, optimiser, mean, square, count, learner.update + 1), metrics
 
 
-def train(config: ExpertConfig, world: AntWorld, seed: int, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
-    """Train the expert and write it to expert.npz; returns the last metrics. Resumes from its checkpoint."""
-    trainer, directory = ExpertTrainer(config, world, seed), run_dir / "expert"
-    learner = trainer.init()
-    if checkpoint.exists(directory / "running"):
-        learner = checkpoint.restore(directory / "running", learner)
-    state, plan = trainer.fresh(1_000_000_000 + int(learner.update))
-    start, began, scores = int(learner.update), time.monotonic(), {}
-    size = config.num_ants * config.unroll
-    with stop_flag() as stop, progress(trainer.updates, "expert", initial=start) as bar:
-        for index in range(start, trainer.updates):
-            state, plan, steps = trainer.unroll(learner, state, plan)
-            learner, metrics = trainer.learn(learner, steps)
-            scores = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            speed = (index + 1 - start) * size / (time.monotonic() - began)
-            tracker.log("expert", (index + 1) * size, {**scores, "steps_per_second": speed})
-            bar.update(1, velocity=f"{scores['velocity']:.2f}")
-            stopping = stop.requested
-            if stopping or (index + 1) % 50 == 0 or index + 1 == trainer.updates:
-                checkpoint.save(directory / "running", learner, {"stage": "expert", "update": index + 1})
-                export(learner, run_dir / "expert.npz")
-            if stopping:
-                raise Interrupted(f"expert stopped after update {index + 1} and saved")
+def train(
+    config: ExpertConfig, world: AntWorld, seed: int, run_dir: Path, tracker: Tracker
+) -> dict[str, float]:
+    """Train the expert and write it to expert.npz; returns the last metrics.
+
+    Resumes from its checkpoint; the ants start new episodes then.
+    """
+    trainer = ExpertTrainer(config, world, seed)
+    steps_per_update = config.num_ants * config.unroll
+    ants: tuple[AntState, AntPlan] | None = None
+    scores: dict[str, float] = {}
+
+    # An update: play with the ants where they are, then learn.
+    def advance(learner: LearnerState, update: int) -> tuple[LearnerState, Metrics]:
+        nonlocal ants
+        if ants is None:
+            ants = trainer.fresh(1_000_000_000 + update)
+        state, plan, steps = trainer.unroll(learner, *ants)
+        ants = state, plan
+        return trainer.learn(learner, steps)
+
+    # Metrics are by control steps of all ants.
+    def log(done: int, metrics: Metrics, speed: float) -> dict[str, str]:
+        scores.update({name: float(value) for name, value in metrics.items()})
+        steps_per_second = {"steps_per_second": speed * steps_per_update}
+        tracker.log("expert", done * steps_per_update, scores | steps_per_second)
+        return {"velocity": f"{scores['velocity']:.2f}"}
+
+    training.train(
+        advance,
+        trainer.init(),
+        stage="expert",
+        steps=trainer.updates,
+        running=run_dir / "expert" / "running",
+        position=lambda learner: int(learner.update),
+        log=log,
+        log_every=1,
+        checkpoint_every=50,
+        saved=lambda learner: export(learner, run_dir / "expert.npz"),
+    )
     return scores
 
 
 def export(learner: LearnerState, path: Path) -> None:
     """Write what `AntExpert` reads: the actor and the features' normalisation."""
     arrays = {**learner.params["actor"], "feature_mean": learner.mean, "feature_std": learner.std}
-    np.savez(path, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
+    on_host = {name: np.asarray(value) for name, value in arrays.items()}
+    np.savez(path, allow_pickle=False, **on_host)
 
 
 def measure(path: Path, world: AntWorld, episodes: int, seed: int = 0) -> dict[str, float]:
-    """Success and shares of the endings of an exported expert over fresh episodes, actions drawn, and their mean
-    length."""
+    """How an exported expert does over fresh episodes, actions drawn.
+
+    Returns success, the share of each ending, and the mean length in control steps.
+    """
     expert = ant.AntExpert(world, params=ant.load(path))
-    host = world.make_host(episodes)
+    host = registry.make_host(world, episodes)
     start_key, plan_key, act_key = jax.random.split(streams.key(seed, "expert.measure"), 3)
     state, _ = host.reset(jax.random.split(start_key, episodes))
     plan = jax.jit(jax.vmap(expert.plan, (None, 0)))(plan_key, state)
+
+    # Until the last one has ended.
     act = jax.jit(jax.vmap(lambda key, plan, state: expert.act(key, plan, state)[0]))
     for t in range(world.horizon):
         keys = jax.random.split(jax.random.fold_in(act_key, t), episodes)

@@ -1,174 +1,268 @@
 """The typed configuration: every key is declared once, here, with its default and meaning.
 
-Hydra composes conf/*.yaml onto this schema, so an unknown key or a wrong type is refused before any work, with
-the path of the key. `validation.validate` refuses values that fit the type but make no sense.
+The comment behind or above a key gives its unit and its meaning. "A4: 6" is the value in that table
+of the paper (arXiv 2512.20605); "(ours)" marks what the paper does not have. What a value must
+satisfy alone stands beside it (`setting`); rules that span several keys are in `validation.py`.
 """
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from internal_rl.validation import STAGES as STAGES
-from internal_rl.validation import ConfigError as ConfigError
-from internal_rl.validation import validate as validate
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 # Settings that never change what a run computes.
 FREE = ("run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every", "tracker.")
+# Keys that have been renamed: the old name is refused with the new one.
+RENAMED = {
+    "propose.experts": "propose.components",
+    "policy.train_experts": "policy.train_components",
+}
+
+Value = TypeVar("Value")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and the remedy."""
+
+
+class Limit(NamedTuple):
+    """What one value must satisfy, and how a message says so. A null is never tested."""
+
+    holds: Callable[[Any], bool]
+    says: str
+
+
+POSITIVE = Limit(lambda value: value > 0, "must be positive")
+NOT_NEGATIVE = Limit(lambda value: value >= 0, "must not be negative")
+SHARE = Limit(lambda value: 0 <= value <= 1, "is a share in [0, 1]")
+BELOW_ONE = Limit(lambda value: 0 <= value < 1, "must lie in [0, 1)")
+# A key of the random streams holds 32 bits of a seed: 2**32 would be 0 again.
+SEED = Limit(lambda value: 0 <= value < 2**32, "must not be negative and must be below 2**32")
+
+
+def one_of(*choices: str) -> Limit:
+    """The limit of a setting that has a few possible values."""
+    return Limit(lambda value: value in choices, f"is not one of {', '.join(choices)}")
+
+
+def setting(default: Value, limit: Limit) -> Value:
+    """A field of a config with the limit of its values."""
+    return field(default=default, metadata={"limit": limit})
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    name: str = "gridworld"
-    size: int = 7  # side G of the grid
-    num_colours: int = 8  # O
-    num_walls: int = 4  # W
-    horizon: int = 100  # T, steps
-    tasks: str = "table_a1"  # pretraining tasks: table_a1, ring:LENGTH, or sequences 0-1-2,2-1-0
-    post_tasks: str = "post_training_a1"  # what internal RL and raw-action RL are trained on
-    subgoals: str | None = (
-        None  # colours of each abstract subgoal, 0-1,2-3; null: pairs for table_a1, else each its own
-    )
+    """The world: its layout, its tasks and what is observed of it (App. A)."""
+
+    name: str = "gridworld"  # gridworld, ant, or another registered world (envs/registry.py)
+    size: int = setting(7, POSITIVE)  # G, cells per side of the grid (A1: 7, A2: 4)
+    num_colours: int = setting(8, POSITIVE)  # O, coloured cells (A1: 8, A2: 4)
+    num_walls: int = setting(4, NOT_NEGATIVE)  # W, wall cells (A1: 4, A2: 1)
+    horizon: int = setting(100, POSITIVE)  # T, steps per episode at most (A1: 100, A2: 500)
+    # pretraining tasks: table_a1, table_a2, ring:LENGTH (after colour k any but k and k + 1), or
+    # sequences of colours such as 0-1-2,2-1-0
+    tasks: str = "table_a1"
+    # tasks that internal RL and raw-action RL are trained on: as tasks, or post_training_a1, _a2
+    post_tasks: str = "post_training_a1"
+    # colours of each abstract subgoal, such as 0-1,2-3; null: the pairs of App. A for table_a1,
+    # else each colour is a subgoal
+    subgoals: str | None = None
     observation: str = "allocentric"  # allocentric (the paper's), egocentric, egocentric_hidden
-    num_maps: int = 0  # 0: a new random layout each episode; n: a pool of n maps
-    map_seed: int | None = None  # which pool; null: the run's seed
-    first_map: int = 0  # offset into the pool's sequence of maps, for disjoint pools
-    cell_size: float = 2.0  # m; of the ant's floor
-    frame_skip: int = 5  # physics steps of 10 ms in one control step of the ant
-    physics: str = "auto"  # of the ant: native (host), mjx (compiled), auto (native on a CPU, else mjx)
+    # layouts: 0 draws a new one for each episode, n draws from a pool of n maps
+    num_maps: int = setting(0, NOT_NEGATIVE)
+    map_seed: int | None = setting(None, SEED)  # seed of the pool of maps; null: the run's seed
+    # position in the pool's sequence of maps where this pool begins, for disjoint pools
+    first_map: int = setting(0, NOT_NEGATIVE)
+    cell_size: float = setting(2.0, POSITIVE)  # m, side of a cell of the ant's floor
+    frame_skip: int = setting(5, POSITIVE)  # physics steps of 10 ms per control step of the ant
+    # of the ant: native (on the host), mjx (compiled), auto (native on a CPU, else mjx)
+    physics: str = "auto"
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    episodes: int = 131_072  # of the behaviour dataset D
-    valid_episodes: int = 4_096  # held out, with the two yardsticks
-    expert_episodes: int = 2_048  # to measure an imperfect expert's success, which results are normalised by
-    max_steps: int | None = None  # episodes are cut here; null: env.horizon
-    noise: float = 0.0  # probability of a noisy step; the ant: deviation of the torques added
-    noise_kind: str = "none"  # none, epsilon (label = executed action), injection (label = expert's action)
-    detours: float = 0.0  # share of the time for which the ant is led a random way; the label stays the expert's
+    """The behaviour data D: how much of it, and how the expert that makes it is perturbed."""
+
+    episodes: int = setting(131_072, POSITIVE)  # training episodes of D
+    # held-out episodes, with the exact yardsticks (the Bayes filter's and the oracle's NLL)
+    valid_episodes: int = setting(4_096, POSITIVE)
+    # episodes that measure an imperfect expert's success, by which results are normalised (Fig. 8)
+    expert_episodes: int = setting(2_048, POSITIVE)
+    # steps after which an episode of the data is cut; null: env.horizon
+    max_steps: int | None = setting(None, POSITIVE)
+    # grid: probability per step of a random action; ant: std of what is added to the torques
+    noise: float = setting(0.0, NOT_NEGATIVE)
+    # none, epsilon (label: the executed action), injection (label: the expert's own action)
+    noise_kind: str = setting("none", one_of("none", "epsilon", "injection"))
+    # share of the time in which the ant is led a random way; the label stays the expert's (ours)
+    detours: float = setting(0.0, BELOW_ONE)
     on_the_fly: bool = False  # generate training episodes on the device instead of storing them
-    shard_episodes: int = 32_768  # episodes a file
-    successful_only: bool = False  # keep only episodes in which the expert completed its task
+    shard_episodes: int = setting(32_768, POSITIVE)  # episodes per file
+    successful_only: bool = False  # keep only episodes in which the expert completes its task
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    mixer: str = "hawk"  # hawk, transformer
-    depth: int = 4  # residual blocks
-    width: int = 64  # n_e
-    mlp_width: int = 256
-    num_heads: int = 1  # attention heads; blocks of Hawk's gates
-    head_width: int = 64  # attention only
-    control_layer: int = 1  # blocks below the cut, where the metacontroller reads and writes
-    scale: float = 1.0  # variance scale of inner layers
-    scale_last: float = 0.1  # of the last map of a residual branch, and of the heads
-    embedding_variance: float | None = 0.05  # of an entry of the multi-hot embedding; null: scale / inputs
-    action_std: str = "constant"  # of continuous actions: constant (learned, the same everywhere), state
+    """The base model: residual blocks, cut in two where the metacontroller acts (App. D.1)."""
+
+    # sequence mixing: hawk (RG-LRU, A5), transformer (A4)
+    mixer: str = setting("hawk", one_of("hawk", "transformer"))
+    depth: int = setting(4, POSITIVE)  # L, residual blocks (A4: 6, A5: 8)
+    width: int = setting(64, POSITIVE)  # n_e, of the residual stream (A4, A5: 256)
+    mlp_width: int = setting(256, POSITIVE)  # hidden units of each block's MLP (A4, A5: 512)
+    # attention heads (A4: 4), or diagonal blocks of Hawk's gates (A5: 8)
+    num_heads: int = setting(1, POSITIVE)
+    head_width: int = setting(64, POSITIVE)  # of an attention head; transformer only (A4: 64)
+    # l, blocks below the cut, where the metacontroller reads and writes (paper: L/2)
+    control_layer: int = 1
+    scale: float = setting(1.0, POSITIVE)  # initial variance, times fan-in, of inner maps (A4: 0.1)
+    # the same of the last map of each residual branch, and of the heads (A4: 0.1)
+    scale_last: float = setting(0.1, NOT_NEGATIVE)
+    # initial variance of an entry of the observation embedding; null: scale / inputs
+    embedding_variance: float | None = setting(0.05, POSITIVE)
+    # std of continuous actions: constant (learned, the same everywhere), state (ours: a function
+    # of the residual stream)
+    action_std: str = setting("constant", one_of("constant", "state"))
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    learning_rate: float = 3e-3
-    embedding_learning_rate: float | None = None  # observation embedding, undecayed; null: like the rest
-    muon_learning_rate: float | None = None  # Muon for the blocks' matrices, decayed as AdamW would; null: AdamW
-    weight_decay: float = 0.03  # AdamW, on matrices only
-    b1: float = 0.9
-    b2: float = 0.999
-    clip: float | None = 1.0  # global gradient norm; null: none
-    warmup_steps: int = 0
-    final_fraction: float = 1.0  # cosine decay to this share of the rate; 1: constant
+    """An optimiser: AdamW with warm-up and decay; rates of their own for parts of the base."""
+
+    # peak rate (A4, A5, A9: base 3e-4, metacontroller of the grid 1e-3; A13: RL 3e-5)
+    learning_rate: float = setting(3e-3, POSITIVE)
+    # rate of the observation embedding, without decay (ours); null: as the rest
+    embedding_learning_rate: float | None = setting(None, POSITIVE)
+    # rate of Muon for the blocks' matrices, decayed as AdamW would (ours); null: AdamW
+    muon_learning_rate: float | None = setting(None, POSITIVE)
+    weight_decay: float = setting(0.03, NOT_NEGATIVE)  # of matrices only (A4: 0.03, A13: 0)
+    b1: float = setting(0.9, BELOW_ONE)  # AdamW's decay of the mean gradient (A4: 0.9)
+    b2: float = setting(0.999, BELOW_ONE)  # AdamW's decay of the squared gradient (A4: 0.999)
+    clip: float | None = setting(1.0, POSITIVE)  # largest global norm of a gradient; null: any
+    warmup_steps: int = setting(0, NOT_NEGATIVE)  # gradient steps of linear rise to the peak rate
+    # share of the peak rate that a cosine decay ends at; 1: a constant rate (the paper's)
+    final_fraction: float = setting(1.0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    steps: int = 4_000
-    batch_size: int = 64  # episodes a step
-    micro_batch: int | None = None  # rows a backward pass, gradients being summed; null: the whole batch at once
-    row_length: int = 72  # episodes are packed into rows of this many steps; 0: one episode a row
-    next_observation_weight: float = 0.1  # lambda
-    history_dropout: float = 0.0  # probability a step that training wipes the model's memory
-    valid_every: int = 500  # steps
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Training of the base model on D: next actions and next observations (App. C.1)."""
+
+    steps: int = setting(4_000, POSITIVE)  # gradient steps (A4: 256,000; A5: 204,800)
+    batch_size: int = setting(64, POSITIVE)  # episodes per gradient step (A4: 1,024; A5: 512)
+    # rows per backward pass, whose gradients are summed; null: the whole batch at once
+    micro_batch: int | None = setting(None, POSITIVE)
+    # steps per row, into which episodes are packed end to end; 0: one episode per row
+    row_length: int = setting(72, NOT_NEGATIVE)
+    # lambda, weight of the next-observation loss (A4: 0 and 0.01, A5: 10)
+    next_observation_weight: float = setting(0.1, NOT_NEGATIVE)
+    # probability per step that the model's memory is wiped in training (ours)
+    history_dropout: float = setting(0.0, SHARE)
+    valid_every: int = setting(500, POSITIVE)  # gradient steps between evaluations
+    optim: OptimConfig = field(default_factory=OptimConfig)  # of the base model (A4, A5)
 
 
 @dataclass(frozen=True)
 class ControllersConfig:
-    """Supervised controllers, one a subgoal (Fig. 4): a diagnostic of the base model."""
+    """Supervised controllers, one per abstract subgoal (Fig. 4): a diagnostic of the base model."""
 
-    steps: int = 800
-    batch_size: int = 64
-    rank: int = 16
-    episodes: int = 1_024  # to measure success
-    trials: int = 2_048  # of each unseen transition
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    steps: int = setting(800, POSITIVE)  # gradient steps
+    batch_size: int = setting(64, POSITIVE)  # episodes per gradient step
+    rank: int = setting(16, POSITIVE)  # of each controller's linear map
+    episodes: int = setting(1_024, POSITIVE)  # episodes that measure their success
+    trials: int = setting(2_048, POSITIVE)  # episodes per leg in the stage transitions
+    optim: OptimConfig = field(default_factory=OptimConfig)  # of the controllers
 
 
 @dataclass(frozen=True)
 class MetacontrollerConfig:
-    history_width: int = 32  # n_h
-    embedder: str = "gru"  # gru (backwards), hawk (the paper's SSM)
-    embedding_width: int = 32  # n_s
-    embedder_memory: float = 2.0  # steps: the longest memory of a GRU embedder's units at the start
-    embedding_lag: int | None = None  # steps ago that the encoder's view of the future begins; null: at the first step
-    encoder_norm: bool = False  # the encoder reads history and embedding RMS-normalised
-    latent: int = 8  # n_z
-    encoder_width: int = 64
-    switch_width: int = 32
-    hypernetwork_width: int = 32
-    hypernetwork_bias: bool = False
-    hypernetwork_scale: float = 0.1  # variance scale of its last layer
-    rank: int = 16  # of U; 0: full linear
-    shared_noise: bool = False  # the posterior's noise is one draw an episode, else one a step
-    force_switch: bool = False  # ablation: beta = 1 at every step, in discovery and in RL
+    """The metacontroller: history, embedder, encoder, switch and hypernetwork (App. D.2)."""
+
+    history_width: int = setting(32, POSITIVE)  # n_h, of the GRU over e_1 to e_t (A9: 32)
+    # f_emb, over the whole sequence: gru (read backwards; ours), hawk (the paper's SSM)
+    embedder: str = setting("gru", one_of("gru", "hawk"))
+    embedding_width: int = setting(32, POSITIVE)  # n_s, of the sequence embedding (A9: 32)
+    # steps that the most persistent unit of a GRU embedder remembers at the start (ours)
+    embedder_memory: float = 2.0
+    # steps by which the encoder's view of the future lags behind (ours); null: one view for the
+    # whole sequence, from its first step
+    embedding_lag: int | None = setting(None, NOT_NEGATIVE)
+    encoder_norm: bool = False  # RMS-normalise the history and embedding that the encoder reads
+    latent: int = setting(8, POSITIVE)  # n_z, of the latent z (A9: 8)
+    encoder_width: int = setting(64, POSITIVE)  # hidden units of f_enc (A9: 64)
+    switch_width: int = setting(32, POSITIVE)  # hidden units of f_switch
+    hypernetwork_width: int = setting(32, POSITIVE)  # hidden units of f_hyp (A9: 32)
+    hypernetwork_bias: bool = False  # biases in f_hyp (the paper has none)
+    # initial variance, times fan-in, of f_hyp's last map
+    hypernetwork_scale: float = setting(0.1, NOT_NEGATIVE)
+    rank: int = setting(16, NOT_NEGATIVE)  # of U(z) (A9: 16); 0: a full linear map (A10)
+    # draw the posterior's noise once per episode (ours), else once per step
+    shared_noise: bool = False
+    force_switch: bool = False  # ablation: beta = 1 at every step, in discovery and in RL (Fig. 8)
 
 
 @dataclass(frozen=True)
 class DiscoverConfig:
-    steps: int = 3_000
-    batch_size: int = 64  # episodes a step
-    micro_batch: int | None = None  # episodes a backward pass, gradients being summed; null: the whole batch at once
-    num_buckets: int = 4  # of episode length, so that padding is not paid for
-    alpha: float = 0.2  # weight of the KL, a step
-    alpha_delay: int = 200  # steps at 0
-    alpha_ramp: int = 1_500  # steps of linear rise after the delay
-    recovery: int = 0  # steps that the switch needs to recover from opening, at most (ours); 0: none
-    curriculum_delay: int = 0  # steps without lag of the embedding and without recovery of the switch
-    curriculum_ramp: int = 0  # steps of linear rise to metacontroller.embedding_lag and recovery; 0: a jump
-    splice: float = 0.0  # share of episodes whose first steps the controlled base sees another episode instead (ours)
-    cotrain: bool = False  # ablation: the base model is trained too
-    noise: float | None = None  # noise of D*; null: D* is D
-    mean_actions: bool = False  # D* holds the expert's mean actions, not draws (continuous actions, noise 0)
-    tolerance: int = 1  # steps by which a switch may miss a change of subgoal and still count in F1
-    valid_every: int = 500
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Training of the metacontroller around the frozen base model (App. C.4)."""
+
+    steps: int = setting(3_000, POSITIVE)  # gradient steps (A9: 64,000; A10: 32,000)
+    batch_size: int = setting(64, POSITIVE)  # episodes per gradient step (A9: 512, A10: 128)
+    # episodes per backward pass, whose gradients are summed; null: the whole batch at once
+    micro_batch: int | None = setting(None, POSITIVE)
+    # groups of similar episode length, each with a width of its own, to save padding
+    num_buckets: int = setting(4, POSITIVE)
+    # weight of the KL per step (A9, A10: 0, 0.05, 0.1, 0.17, 0.3, 0.5, 1)
+    alpha: float = setting(0.2, NOT_NEGATIVE)
+    alpha_delay: int = setting(200, NOT_NEGATIVE)  # gradient steps with alpha at 0
+    alpha_ramp: int = setting(1_500, NOT_NEGATIVE)  # gradient steps of linear rise to alpha
+    # steps that a switch takes at most to recover from opening, in training (ours); 0: none
+    recovery: int = setting(0, NOT_NEGATIVE)
+    # gradient steps without lag of the embedding and without recovery of the switch (ours)
+    curriculum_delay: int = setting(0, NOT_NEGATIVE)
+    # gradient steps of linear rise to metacontroller.embedding_lag and recovery (ours); 0: a jump
+    curriculum_ramp: int = setting(0, NOT_NEGATIVE)
+    # share of episodes in whose first steps the controlled base sees another episode (ours)
+    splice: float = setting(0.0, SHARE)
+    cotrain: bool = False  # ablation: train the base model, too (Figs. 7, 8)
+    # noise of the expert in D*, as collect.noise (the paper's D*: 0); null: D* is D
+    noise: float | None = setting(None, NOT_NEGATIVE)
+    # D* holds the expert's mean actions, not draws (the paper's ant); needs noise 0
+    mean_actions: bool = False
+    # steps by which a switch may miss a change of subgoal and still count in F1
+    tolerance: int = setting(1, NOT_NEGATIVE)
+    valid_every: int = setting(500, POSITIVE)  # gradient steps between evaluations
+    optim: OptimConfig = field(default_factory=OptimConfig)  # of the metacontroller (A9, A10)
 
 
 @dataclass(frozen=True)
 class ProposeConfig:
-    """The proposal that the latent policy starts from; without it, it starts as N(0, initial_std^2) as in the paper."""
+    """The skill prior that the latent policy starts from (ours): a mixture fitted to codes.
 
-    experts: int = 0  # kept, more than subgoals can be expected; 0: no proposal
-    linear: bool = True  # each expert's latent is a linear function of the observation; else a constant
-    first_codes: bool = False  # fit the codes of first steps only; later ones lean on what was done before
-    candidates: int = 64  # experts of the first fit: many more than subgoals
-    codes: int = 131_072  # pairs of observation and latent to fit
-    restarts: int = 1  # first fits, of which the likeliest is kept
-    steps: int = 16_000
-    keep_steps: int = 6_000
-    batch_size: int = 1_024
-    noise: float = 1.5  # std of an expert at the end, in posterior stds
-    least_support: float = 0.7  # features that an expert meets less often than that, relative to all, it ignores
-    initial_noise: float = 1.2  # std of an expert at the start, in latents (their prior has 1)
+    Without it the policy starts as N(0, initial_std^2), as in the paper.
+    """
+
+    # components of the mixture, more than the subgoals that can be expected; 0: no proposal
+    components: int = 0
+    # each component's latent is a linear function of the observation, else a constant
+    linear: bool = True
+    # fit only the codes of first steps; later ones depend on what came before
+    first_codes: bool = False
+    # components of the first fit, many more than subgoals; the heaviest are kept
+    candidates: int = setting(64, POSITIVE)
+    codes: int = setting(131_072, POSITIVE)  # pairs of observation and latent to fit
+    restarts: int = setting(1, POSITIVE)  # first fits, of which the likeliest is kept
+    steps: int = setting(16_000, POSITIVE)  # gradient steps of each first fit
+    keep_steps: int = setting(6_000, POSITIVE)  # gradient steps of each fit of what is kept
+    batch_size: int = setting(1_024, POSITIVE)  # pairs per gradient step
+    noise: float = setting(1.5, POSITIVE)  # std of a component at the end, in posterior stds
+    # a component ignores the features that it meets less often than this, relative to all
+    least_support: float = setting(0.7, SHARE)
+    # std of a component at the start, in units of the latent (its prior has 1)
+    initial_noise: float = setting(1.2, POSITIVE)
+    # of the first fit
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(5e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
     )
+    # of the fits of what is kept
     keep_optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(1e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
     )
@@ -176,144 +270,130 @@ class ProposeConfig:
 
 @dataclass(frozen=True)
 class TransitionsConfig:
-    """How often what RL starts from makes each leg of the task; `controllers.trials` says of how many."""
+    """How often what RL starts from makes each leg of the task (ours), of `controllers.trials`."""
 
-    untrained_episodes: int | None = (
-        None  # of the policy before RL, on the task; null: 65,536 (of a host's world 4,096)
-    )
+    # episodes of the whole task with the policy before RL; null: 65,536 (4,096 in a host's world)
+    untrained_episodes: int | None = setting(None, POSITIVE)
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    mixer: str = "gru"  # gru, hawk (the paper has an SSM block)
-    width: int = 64
-    mlp_width: int = 64
-    num_heads: int = 1
-    initial_std: float = 1.0  # of the latents; of each expert's where the policy starts from a proposal
-    gain: float = 1.0  # on the proposal's latents: larger codes steer harder
-    train_experts: bool = False  # PPO also moves the proposal's linear maps, not only their weights and offsets
+    """The latent policy pi(z | e at switch times) (App. C.5)."""
+
+    mixer: str = setting("gru", one_of("gru", "hawk"))  # gru (ours), hawk (the paper's SSM block)
+    width: int = setting(64, POSITIVE)  # of the recurrent block (App. C.5: 256)
+    mlp_width: int = setting(64, POSITIVE)  # hidden units of the MLP after it
+    num_heads: int = setting(1, POSITIVE)  # diagonal blocks of Hawk's gates; hawk only
+    # std of the latents before RL; with a proposal, of each component's
+    initial_std: float = setting(1.0, POSITIVE)
+    # factor on the proposal's latents: larger ones steer harder (ours)
+    gain: float = setting(1.0, POSITIVE)
+    # PPO moves the proposal's linear maps, too, not only weights and offsets (ours)
+    train_components: bool = False
 
 
 @dataclass(frozen=True)
 class ReinforceConfig:
-    episodes: int = 331_776  # for internal and raw-action RL alike
-    batch_size: int = 4_096  # episodes an update
-    epochs: int = 4  # passes over the batch an update
-    minibatches: int = 1  # gradient steps a pass, each on its share of the episodes
-    clip: float = 0.2  # PPO epsilon
-    max_decisions: int = 12  # switches of an episode that are learned from
-    num_seeds: int = 3
-    test_episodes: int = 2_048
-    vmap_seeds: bool = False  # all seeds in one program (GPU, compiled environments); else one process a core
-    head_only: bool = False  # raw-action RL: train the action head only
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(learning_rate=1e-3, weight_decay=0.0))
+    """PPO with the batch-relative advantage, over latents and over raw actions (Algorithm 3)."""
+
+    # training episodes per seed, for internal and raw-action RL alike (Fig. 8: a million)
+    episodes: int = setting(331_776, POSITIVE)
+    batch_size: int = setting(4_096, POSITIVE)  # episodes per update (A13: 1,024; A14: 256)
+    epochs: int = setting(4, POSITIVE)  # passes over the batch per update
+    # gradient steps per pass, each on its share of the episodes
+    minibatches: int = setting(1, POSITIVE)
+    clip: float = setting(0.2, POSITIVE)  # epsilon, by which PPO clips the probability ratio
+    max_decisions: int = setting(12, POSITIVE)  # switches per episode that are learned from
+    num_seeds: int = setting(3, POSITIVE)  # RL seeds per run (Fig. 8: 30 over all base models)
+    test_episodes: int = setting(2_048, POSITIVE)  # episodes that measure success
+    # all seeds in one program (GPU, compiled worlds), else one process per core
+    vmap_seeds: bool = False
+    head_only: bool = False  # raw-action RL trains the action head only
+    # of the policy (A13, A14)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(learning_rate=1e-3, weight_decay=0.0)
+    )
 
 
 @dataclass(frozen=True)
 class ExpertConfig:
-    """PPO with a GAE critic for the ant's expert, which comes trained with the repository."""
+    """PPO with a GAE critic for the ant's expert, which comes trained with the repository.
 
-    steps: int = 30_000_000  # control steps of all ants
-    num_ants: int = 256
-    unroll: int = 64  # control steps an update
-    width: int = 128  # of two hidden layers, actor and critic alike
-    initial_std: float = 0.5  # of the torques
-    reward_scale: float = 0.1  # on m/s
-    failure_penalty: float = 5.0  # of ending an episode by a fall, a wall or a wrong colour
-    control_cost: float = 0.01  # on the sum of the squared torques
-    noise: float = 0.2  # deviation of what is added to the torques that are executed, so that the gait becomes robust
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    epochs: int = 4
-    minibatches: int = 8
-    clip: float = 0.2
-    entropy: float = 3e-4
-    value_weight: float = 0.5
+    The paper's expert (Table A3) is an SSM of depth 6 and width 256.
+    """
+
+    steps: int = setting(30_000_000, POSITIVE)  # control steps of all ants together
+    num_ants: int = setting(256, POSITIVE)  # ants that play side by side
+    unroll: int = setting(64, POSITIVE)  # control steps per ant and update
+    width: int = setting(128, POSITIVE)  # of both hidden layers, of actor and critic alike
+    initial_std: float = setting(0.5, POSITIVE)  # of the torques, which lie in [-1, 1]
+    reward_scale: float = 0.1  # factor on the velocity along the arrow, per m/s
+    # cost of an episode's end by a fall, a wall or a wrong colour
+    failure_penalty: float = setting(5.0, NOT_NEGATIVE)
+    control_cost: float = setting(0.01, NOT_NEGATIVE)  # per unit of the squared torques' sum
+    # std of what is added to the torques that are executed, so that the gait becomes robust
+    noise: float = setting(0.2, NOT_NEGATIVE)
+    gamma: float = setting(0.99, SHARE)  # discount per control step
+    gae_lambda: float = setting(0.95, SHARE)  # decay of generalised advantage estimation
+    epochs: int = setting(4, POSITIVE)  # passes over the transitions per update
+    minibatches: int = setting(8, POSITIVE)  # gradient steps per pass
+    clip: float = setting(0.2, POSITIVE)  # epsilon, by which PPO clips the probability ratio
+    entropy: float = setting(3e-4, NOT_NEGATIVE)  # weight of the entropy bonus (A3: 3e-4)
+    value_weight: float = setting(0.5, NOT_NEGATIVE)  # weight of the critic's loss
+    # of actor and critic (A3: AdamW 3e-4, weight decay 0.03)
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(learning_rate=6e-4, weight_decay=0.0, final_fraction=0.05)
+        default_factory=lambda: OptimConfig(
+            learning_rate=6e-4, weight_decay=0.0, final_fraction=0.05
+        )
     )
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    wandb: str = "auto"  # auto (online with a key, else offline), online, offline, disabled
-    project: str = "internal-rl"
-    log_every: int = 50  # gradient steps between log lines
+    """Metrics: Weights & Biases, beside the JSON lines that every run writes."""
+
+    # auto (online with a key, else offline), online, offline, disabled
+    wandb: str = setting("auto", one_of("auto", "online", "offline", "disabled"))
+    project: str = "internal-rl"  # name of the project at Weights & Biases
+    log_every: int = setting(50, POSITIVE)  # gradient steps between log lines
 
 
 @dataclass(frozen=True)
 class Config:
-    seed: int = 0  # fixes map, data, base model and discovery; RL seeds derive from it
-    run_dir: str | None = None  # null: $INTERNAL_RL_RUNS (default runs/) / experiment-seed
-    reuse: str | None = None  # another run's directory: its finished stages are taken over where settings agree
+    """A whole run: what it is, what it may take, and one group of settings per part."""
+
+    # fixes maps, data, base model and discovery; the RL seeds derive from it
+    seed: int = setting(0, SEED)
+    # the run's directory; null: experiment_name/seed_N in $INTERNAL_RL_RUNS (default runs/)
+    run_dir: str | None = None
+    # another run's directory, whose finished stages are taken over where the settings agree
+    reuse: str | None = None
     until: str = "report"  # the last stage to run before the report
-    experiment_name: str = "default"
+    experiment_name: str = "default"  # names the run's directory and its W&B run
     dry_run: bool = False  # print parameters, FLOPs, memory and projected time, then stop
-    time_limit: float | None = None  # seconds, after which the program saves and ends; run it again to continue
-    checkpoint_every: int = 1_000  # gradient steps between checkpoints of a running stage
+    # seconds after which the program saves and ends; the same command continues it; null: none
+    time_limit: float | None = setting(None, POSITIVE)
+    # gradient steps between checkpoints of a running stage
+    checkpoint_every: int = setting(1_000, POSITIVE)
     # Of the models' float32 matrix products: default, high or highest, which is float32 everywhere.
     # On GPUs with TF32 the other two read ten bits of mantissa and have eight times the peak rate
     # (A100). On TPUs default is one bfloat16 pass, high three, highest six. CPUs know float32 only.
     # The exact yardsticks, the ant's physics and what its expert does are always at the highest.
-    matmul_precision: str = "highest"
-    env: EnvConfig = field(default_factory=EnvConfig)
-    collect: CollectConfig = field(default_factory=CollectConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    controllers: ControllersConfig = field(default_factory=ControllersConfig)
+    matmul_precision: str = setting("highest", one_of("default", "high", "highest"))
+    env: EnvConfig = field(default_factory=EnvConfig)  # the world
+    collect: CollectConfig = field(default_factory=CollectConfig)  # the behaviour data
+    model: ModelConfig = field(default_factory=ModelConfig)  # the base model
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)  # its training
+    controllers: ControllersConfig = field(default_factory=ControllersConfig)  # supervised ones
+    # what reads and writes the residual stream
     metacontroller: MetacontrollerConfig = field(default_factory=MetacontrollerConfig)
-    discover: DiscoverConfig = field(default_factory=DiscoverConfig)
-    propose: ProposeConfig = field(default_factory=ProposeConfig)
-    transitions: TransitionsConfig = field(default_factory=TransitionsConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
-    expert: ExpertConfig = field(default_factory=ExpertConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-
-
-def _schema() -> DictConfig:
-    """Config as a schema that can be merged into (OmegaConf makes frozen dataclasses read-only)."""
-
-    def writable(node: DictConfig) -> DictConfig:
-        OmegaConf.set_readonly(node, None)
-        for key in node:
-            if OmegaConf.is_config(child := node._get_node(key)):
-                writable(child)  # type: ignore[arg-type]
-        return node
-
-    return writable(OmegaConf.structured(Config))
-
-
-def register() -> None:
-    """Make the schema known to Hydra; conf/config.yaml builds on it."""
-    ConfigStore.instance().store(name="schema", node=_schema())
-
-
-def from_omegaconf(node: Any) -> Config:
-    """Typed, validated config from a composed Hydra config or a plain (nested) dict.
-
-    Raises ConfigError for unknown keys and wrong types, with the key's path.
-    """
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(_schema(), node))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}".splitlines()[0]) from error
-    assert isinstance(config, Config)
-    return validate(config)
-
-
-def compose(overrides: list[str], conf: Path = CONF) -> Config:
-    """Compose conf/, or another commit's, with `overrides` in Hydra's syntax, as the scripts do."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    register()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        try:
-            node = hydra_compose("config", overrides)
-        except HydraException as error:
-            raise ConfigError(f"{error}: {error.__cause__}" if error.__cause__ else str(error)) from error
-    return from_omegaconf(node)
+    discover: DiscoverConfig = field(default_factory=DiscoverConfig)  # its training
+    propose: ProposeConfig = field(default_factory=ProposeConfig)  # the skill prior
+    transitions: TransitionsConfig = field(default_factory=TransitionsConfig)  # before RL
+    policy: PolicyConfig = field(default_factory=PolicyConfig)  # the latent policy
+    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)  # internal and raw RL
+    expert: ExpertConfig = field(default_factory=ExpertConfig)  # training of the ant's expert
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)  # where metrics go
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -331,18 +411,3 @@ def settings(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif not path.startswith(FREE):
             leaves[path] = value
     return leaves
-
-
-def save(config: Config, path: Path) -> None:
-    """Write the resolved config as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
-def load(path: Path) -> Config:
-    """Read a config written by `save`, checked against the schema; raises ConfigError naming the file."""
-    try:
-        return from_omegaconf(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not a saved config ({error})") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error} (a run of another version of this code?)") from error

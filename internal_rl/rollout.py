@@ -1,9 +1,12 @@
-"""The one rollout: a policy in a `DecisionEnv` until every episode has ended.
+"""The one rollout: an actor plays until every episode has ended (`Rollout`).
 
-Episodes are aligned in time. Finished ones stop costing: every few steps the live ones are gathered and stepped
-block by block, all inside jit. A block also stays in the cache of a CPU core, where a whole batch would not.
+Episodes are aligned in time. Finished ones stop costing: every few steps the live ones are gathered
+and stepped block by block, all inside jit (`rollout`). A block also stays in the cache of a CPU
+core, where a whole batch would not. Where the physics runs on the host, a Python loop around the
+two halves of a step does the same.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +15,29 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
 
-from envs.api import TimeStep
-from internal_rl.internal_env import DecisionEnv, DecisionStep
-from internal_rl.models.policy import Policy
+from envs.api import Environment, TimeStep
+from internal_rl.driver import Driver, EnvState
+from internal_rl.internal_env import DecisionEnv, DecisionStep, InternalEnv, RawEnv, State
+from internal_rl.models.backbone import Backbone
+from internal_rl.models.metacontroller import Metacontroller
+from internal_rl.models.model import Model, Params
+from internal_rl.models.policy import LatentPolicy, Policy, RawPolicy
 
+PolicyMemory = Any  # the policy's own type
 STEPS_BETWEEN_COMPACTIONS = 4
 BLOCK = 256  # episodes
 
 
 @struct.dataclass
 class Decisions:
-    """What was decided, in order; N slots an episode. input: arrays [B, N, ...]; action: [B, N, ...]; log_prob: [B, N];
-    mask: bool [B, N]; time: int32 [B, N], the step of each decision."""
+    """What was decided in B episodes, in order; N slots per episode.
+
+    input: [B, N, ...], what the policy read.
+    action: [B, N, ...], what it decided: a latent z, or a raw action.
+    log_prob: [B, N], of the action under the policy that played.
+    mask: bool [B, N], True at slots that hold a decision.
+    time: int32 [B, N], the step of each decision.
+    """
 
     input: Any
     action: jax.Array
@@ -34,8 +48,16 @@ class Decisions:
 
 @struct.dataclass
 class Episodes:
-    """returns: [B], sum of rewards; success: bool [B]; length: int32 [B], steps; num_decisions: int32 [B]; usable: bool
-    [B], may be learned from; ending: numbers [B] to log, by name. The last two are known when all have ended."""
+    """B episodes as they were played; the last two fields are known when all have ended.
+
+    decisions: what was decided in them.
+    returns: [B], sum of rewards.
+    success: bool [B], the task was completed.
+    length: int32 [B], primitive steps.
+    num_decisions: int32 [B], those beyond the slots included.
+    usable: bool [B], the episode may be learned from.
+    ending: [B] each, numbers to log by name.
+    """
 
     decisions: Decisions
     returns: jax.Array
@@ -48,11 +70,19 @@ class Episodes:
 
 @struct.dataclass
 class Carry:
-    """Everything of a rollout between two steps. keys: one an episode; action: the decision that holds."""
+    """Everything of a rollout of B episodes between two steps.
 
-    env: Any
+    env: states of the environment over decisions.
+    step: what it shows.
+    memory: the policy's.
+    action: [B, ...], the decision that holds.
+    keys: [B], one per episode.
+    episodes: what has been played so far.
+    """
+
+    env: State
     step: DecisionStep
-    memory: Any
+    memory: PolicyMemory
     action: jax.Array
     keys: jax.Array
     episodes: Episodes
@@ -65,28 +95,53 @@ def start(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int) -> Carr
     env_state, first = env.reset(reset_keys)
     memory = policy.init_memory(batch, env.horizon)
     _, proposal, _ = jax.eval_shape(lambda: _decide(policy, first, memory, step_keys, jnp.int32(0)))
-    slots = lambda x: jnp.zeros((batch, num_slots, *x.shape[1:]), x.dtype)
-    scalar = lambda dtype: jnp.zeros((batch, num_slots), dtype)
+
+    def slots(x: Array | jax.ShapeDtypeStruct) -> Array:
+        return jnp.zeros((batch, num_slots, *x.shape[1:]), x.dtype)
+
+    # Empty slots of whatever the policy reads and decides.
     zeros = jnp.zeros(batch)
-    inputs = jax.tree.map(slots, first.input)
-    decisions = Decisions(inputs, slots(proposal), scalar(jnp.float32), scalar(bool), scalar(jnp.int32))
+    decisions = Decisions(
+        input=jax.tree.map(slots, first.input),
+        action=slots(proposal),
+        log_prob=jnp.zeros((batch, num_slots), jnp.float32),
+        mask=jnp.zeros((batch, num_slots), bool),
+        time=jnp.zeros((batch, num_slots), jnp.int32),
+    )
     count = jnp.zeros(batch, jnp.int32)
-    episodes = Episodes(decisions, zeros, jnp.zeros(batch, bool), count, count, jnp.ones(batch, bool), {})
-    return Carry(env_state, first, memory, jnp.zeros(proposal.shape, proposal.dtype), step_keys, episodes)
+    episodes = Episodes(
+        decisions=decisions,
+        returns=zeros,
+        success=jnp.zeros(batch, bool),
+        length=count,
+        num_decisions=count,
+        usable=jnp.ones(batch, bool),
+        ending={},
+    )
+    action = jnp.zeros(proposal.shape, proposal.dtype)
+    return Carry(env_state, first, memory, action, step_keys, episodes)
 
 
-def rollout(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compact: bool = True) -> Episodes:
-    """Play one episode a key. Decisions after the first `num_slots` of an episode are taken but not recorded.
+def rollout(
+    env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compact: bool = True
+) -> Episodes:
+    """Play one episode per key.
 
-    Each episode draws from its own key, so the result does not depend on `compact`: whether only the live episodes
-    are stepped, in blocks of `BLOCK`, or all of them at once (a batch that blocks do not divide, always).
+    num_slots: decisions recorded per episode; later ones are taken all the same.
+    compact: step only the live episodes, in blocks of `BLOCK`, instead of all of them at once; a
+    batch that blocks do not divide is always stepped at once. The result does not depend on it, as
+    each episode draws from its own key.
     """
     batch = keys.shape[0]
     block = BLOCK if compact and batch % BLOCK == 0 else batch
 
     def advance_block(carry: Carry, times: Array) -> Carry:
-        return jax.lax.scan(lambda carry, t: (advance(env, policy, carry, t), None), carry, times)[0]
+        def one_step(carry: Carry, t: Array) -> tuple[Carry, None]:
+            return advance(env, policy, carry, t), None
 
+        return jax.lax.scan(one_step, carry, times)[0]
+
+    # A few steps of every live episode, then the live ones are gathered anew.
     def body(loop: tuple[Carry, Array]) -> tuple[Carry, Array]:
         carry, t = loop
         times = t + jnp.arange(STEPS_BETWEEN_COMPACTIONS)
@@ -95,6 +150,7 @@ def rollout(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compa
         done = carry.step.timestep.done
         order = jnp.argsort(done, stable=True).reshape(-1, block)  # live episodes first
 
+        # Blocks behind the last live episode are not stepped at all.
         def step_block(index: Array, carry: Carry) -> Carry:
             rows = order[index]
             some = advance_block(jax.tree.map(lambda x: x[rows], carry), times)
@@ -107,7 +163,9 @@ def rollout(env: DecisionEnv, policy: Policy, keys: Array, num_slots: int, compa
         carry, t = loop
         return (t < env.horizon) & ~carry.step.timestep.done.all()
 
-    carry, _ = jax.lax.while_loop(unfinished, body, (start(env, policy, keys, num_slots), jnp.int32(0)))
+    carry, _ = jax.lax.while_loop(
+        unfinished, body, (start(env, policy, keys, num_slots), jnp.int32(0))
+    )
     return finish(env, carry)
 
 
@@ -118,45 +176,68 @@ def finish(env: DecisionEnv, carry: Carry) -> Episodes:
 
 
 def split_keys(keys: Array) -> tuple[Array, Array]:
-    """Two keys a key: (of the reset, of the steps) of an episode, (of the decision, of the action) of a step."""
+    """Two keys per key.
+
+    (of the reset, of the steps) of an episode, or (of the decision, of the action) of a step.
+    """
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
 
 
-def _decide(policy: Policy, step: DecisionStep, memory: Any, keys: Array, t: Array) -> tuple[Any, Array, Array]:
+def _decide(
+    policy: Policy, step: DecisionStep, memory: PolicyMemory, keys: Array, t: Array
+) -> tuple[PolicyMemory, Array, Array]:
     """(memory after, proposed actions [B, ...], their log-probabilities [B])."""
     distribution, memory = policy.step(step.input, memory, t)
     action = jax.vmap(lambda d, key: d.sample(key))(distribution, keys)
     return memory, action, distribution.log_prob(action)
 
 
-def act(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> tuple[Carry, Any, Array]:
-    """The first half of a step of every episode: decide where asked, record, act. Returns also the primitive
-    environment's states and the actions to take there."""
-    step, episodes, decide = carry.step, carry.episodes, carry.step.decide
+def act(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> tuple[Carry, EnvState, Array]:
+    """The first half of a step of every episode: decide where asked, record, act.
+
+    Returns (carry, states of the primitive environment, actions to take there).
+    """
+    step = carry.step
+    episodes = carry.episodes
+    decide = step.decide
+
+    # The policy proposes everywhere; where the switch is shut the former decision and memory hold.
     keys = jax.vmap(jax.random.fold_in, (0, None))(carry.keys, t)
     decide_keys, act_keys = split_keys(keys)
     memory, proposal, log_prob = _decide(policy, step, carry.memory, decide_keys, t)
-    select = lambda new, old: jnp.where(decide.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    def select(new: Array, old: Array) -> Array:
+        return jnp.where(decide.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
     if not env.always_decides:
         memory = jax.tree.map(select, memory, carry.memory)
     action = select(proposal, carry.action)
 
-    slot = jnp.where(decide, episodes.num_decisions, episodes.decisions.mask.shape[1])  # past the end: dropped
+    # Each decision goes to the next free slot; past the last slot it is dropped.
+    num_slots = episodes.decisions.mask.shape[1]
+    slot = jnp.where(decide, episodes.num_decisions, num_slots)
     rows = jnp.arange(len(slot))
     record = Decisions(step.input, action, log_prob, decide, jnp.full_like(slot, t))
-    write = lambda slots, value: slots.at[rows, slot].set(value, mode="drop", unique_indices=True)
+
+    def write(slots: Array, value: Array) -> Array:
+        return slots.at[rows, slot].set(value, mode="drop", unique_indices=True)
+
     decisions = jax.tree.map(write, episodes.decisions, record)
 
+    # The decision becomes a primitive action: through the frozen model, or as it is.
     env_state, primitive_action = env.act(act_keys, carry.env, action, t)
     episodes = replace(episodes, decisions=decisions, num_decisions=episodes.num_decisions + decide)
     carry = Carry(env_state, step, memory, action, carry.keys, episodes)
     return carry, env.primitive(env_state), primitive_action
 
 
-def observe(env: DecisionEnv, carry: Carry, primitive: Any, timestep: TimeStep, t: Array) -> Carry:
+def observe(
+    env: DecisionEnv, carry: Carry, primitive: EnvState, timestep: TimeStep, t: Array
+) -> Carry:
     """The second half: take in what the primitive environment answers."""
-    was_done, episodes = carry.step.timestep.done, carry.episodes
+    was_done = carry.step.timestep.done
+    episodes = carry.episodes
     env_state, step = env.observe(carry.env, primitive, timestep, carry.action, t)
     episodes = replace(
         episodes,
@@ -171,3 +252,81 @@ def advance(env: DecisionEnv, policy: Policy, carry: Carry, t: Array) -> Carry:
     """One primitive step of every episode, the environment's compiled step in it."""
     carry, primitive, action = act(env, policy, carry, t)
     return observe(env, carry, *jax.vmap(env.env.step)(primitive, action), t)
+
+
+@struct.dataclass
+class Actor:
+    """What plays: a policy, and the frozen models that its decisions act through.
+
+    policy: over latents or, without `base` and `metacontroller`, the base model itself, whose
+    decisions are raw actions.
+    """
+
+    policy: Model[LatentPolicy] | Model[Backbone]
+    base: Model[Backbone] | None = None
+    metacontroller: Model[Metacontroller] | None = None
+
+    def with_policy(self, params: Params) -> "Actor":
+        """The same actor with other parameters of its policy."""
+        return replace(self, policy=self.policy.with_params(params))
+
+    def decider(self) -> Policy:
+        """The policy as a module."""
+        module = self.policy.module()
+        return RawPolicy(module) if isinstance(module, Backbone) else module
+
+    def environment(self, env: Environment) -> DecisionEnv:
+        """What the policy acts in."""
+        if self.base is None or self.metacontroller is None:
+            return RawEnv(env)
+        return InternalEnv(env, self.base.module(), self.metacontroller.module())
+
+
+class Rollout:
+    """Plays an actor's episodes by whatever its world needs: compiled, or stepped from the host."""
+
+    def __init__(self, env: Environment, num_slots: int, compact: bool = True):
+        """num_slots, compact: see `rollout`; on the host, batches are always compacted."""
+        self.env = env
+        self.num_slots = num_slots
+        self.compact = compact
+        self._play = jax.jit(self.pure, static_argnums=2)
+        self._start = jax.jit(self._first)
+        self._finish = jax.jit(self._last)
+        self._driver = Driver(env, self._act, self._observe, env.horizon, compact=env.on_host)
+
+    def __call__(self, actor: Actor, key: Array, episodes: int) -> Episodes:
+        """Fresh episodes of the actor; the key fixes them."""
+        if not self.env.on_host:
+            return self._play(actor, key, episodes)
+        carry = self._start(actor, jax.random.split(key, episodes))
+        return self._finish(actor, self._driver(actor, carry))
+
+    def pure(self, actor: Actor, key: Array, episodes: int) -> Episodes:
+        """The same as a pure function, for use within jit; of worlds that are compiled."""
+        keys = jax.random.split(key, episodes)
+        environment = actor.environment(self.env)
+        return rollout(environment, actor.decider(), keys, self.num_slots, self.compact)
+
+    def steps(self, actor: Actor, keys: Array) -> Iterator[Carry]:
+        """The episodes of these keys, step by step: yields a copy of the state at every step."""
+        driver = Driver(self.env, self._act, self._observe, self.env.horizon)
+        carry = self._start(actor, keys)
+        for t in range(self.env.horizon):
+            yield jax.tree.map(jnp.copy, carry)  # the next step may use it up
+            if bool(carry.step.timestep.done.all()):
+                return
+            carry = driver.step(actor, carry, t)
+        yield carry
+
+    def _first(self, actor: Actor, keys: Array) -> Carry:
+        return start(actor.environment(self.env), actor.decider(), keys, self.num_slots)
+
+    def _last(self, actor: Actor, carry: Carry) -> Episodes:
+        return finish(actor.environment(self.env), carry)
+
+    def _act(self, actor: Actor, carry: Carry, t: Array) -> tuple[Carry, EnvState, Array]:
+        return act(actor.environment(self.env), actor.decider(), carry, t)
+
+    def _observe(self, actor: Actor, carry: Carry, *answer: Any) -> Carry:
+        return observe(actor.environment(self.env), carry, *answer)

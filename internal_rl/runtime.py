@@ -6,14 +6,18 @@ import os
 import sys
 
 # mallopt parameters of glibc, from malloc.h
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
+_TRIM_THRESHOLD = -1
+_TOP_PAD = -2
+_MMAP_THRESHOLD = -3
+_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> None:
     """Make glibc's allocator reuse the memory that XLA frees after every call.
 
-    By default each execution maps and unmaps its temporaries (67 MB in the quickstart's base training), and the
-    page faults cost a quarter of the step. Elsewhere than on Linux with glibc this does nothing.
+    By default each execution maps and unmaps its temporaries (67 MB in the quickstart's base
+    training), and the page faults cost a quarter of the step. Does nothing except on Linux with
+    glibc.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -32,9 +36,12 @@ def setup() -> None:
     keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax").setLevel(logging.WARNING)
-    cache = os.environ.get("INTERNAL_RL_COMPILE_CACHE", os.path.expanduser("~/.cache/internal_rl/jax"))
+    cache = os.environ.get(
+        "INTERNAL_RL_COMPILE_CACHE", os.path.expanduser("~/.cache/internal_rl/jax")
+    )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    # Also the programs that compile in no time: a start runs some 500 of them, mostly one operation each.
+    # Also the programs that compile in no time: a start runs some 500 of them, most of them of one
+    # operation.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
@@ -42,7 +49,8 @@ def use_matmul_precision(precision: str) -> None:
     """Compute the float32 matrix products of this process as `Config.matmul_precision` says.
 
     Scripts call it once, with the run's setting. `load_run` and `from_run` leave it to the program
-    that calls them, whose other models it changes, too; without it JAX's own default holds.
+    that calls them, because it would change that program's other models, too; without it JAX's own
+    default holds.
     """
     import jax
 

@@ -9,23 +9,38 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from internal_rl import published
-from internal_rl.analysis.report import SOLVED
-from internal_rl.metrics import geometric_mean
+from internal_rl.report.findings import SOLVED
+from internal_rl.running import published
+from internal_rl.training.metrics import geometric_mean
+
+Summary = dict[str, Any]  # summary.json of a run
 
 COLUMNS = (
-    "run", "task", "base NLL - Bayes", "- oracle", "controllers", "switch F1", "mid share", "unseen at start",
-    "internal RL", "its seeds", "raw RL", "expert", "internal RL / expert",
-)  # fmt: skip
+    "run",
+    "task",
+    "base NLL - Bayes",
+    "- oracle",
+    "controllers",
+    "switch F1",
+    "mid share",
+    "unseen at start",
+    "internal RL",
+    "its seeds",
+    "raw RL",
+    "expert",
+    "internal RL / expert",
+)
 PICTURES = ("success.png", "transitions.png", "gates.png", "rollout.gif")
 
 
-def _unseen(summary: dict) -> str:
-    """Geometric mean of the unseen transitions' rates under the latents that internal RL starts from."""
-    return _number(geometric_mean(summary["discovery"].get("unseen_transitions", {}).get("start", {})), 3)
+def _unseen(summary: Summary) -> str:
+    """Geometric mean of the unseen transitions under the latents that internal RL starts from."""
+    rates = summary["discovery"].get("unseen_transitions", {}).get("start", {})
+    return _number(geometric_mean(rates), 3)
 
 
 def _number(value: float, digits: int) -> str:
@@ -33,14 +48,26 @@ def _number(value: float, digits: int) -> str:
     return "" if np.isnan(value) else f"{value:.{digits}f}"
 
 
-def row(name: str, summary: dict) -> tuple[str, bool]:
-    """One line of the table, and whether internal RL solved the task: relative to an expert that is not perfect."""
-    base, discovery = summary["base"], summary["discovery"]
-    above = lambda yardstick: f"{base['nll'] - base[yardstick]:+.3f}" if yardstick in base else ""
+def row(name: str, summary: Summary) -> tuple[str, bool]:
+    """One line of the table, and whether internal RL solved the task.
+
+    That is relative to an expert that may not be perfect.
+    """
+    base = summary["base"]
+    discovery = summary["discovery"]
+
+    def above(yardstick: str) -> str:
+        return f"{base['nll'] - base[yardstick]:+.3f}" if yardstick in base else ""
+
+    # Medians over RL seeds.
     expert = summary.get("expert", {}).get("success_posttraining", 1.0)
     results = {name: summary[name]["success"] for name in ("internal_rl", "raw_rl")}
-    medians = {name: float(np.median(values)) if values else float("nan") for name, values in results.items()}
+    medians = {
+        name: float(np.median(values)) if values else float("nan")
+        for name, values in results.items()
+    }
     normalised = medians["internal_rl"] / expert if expert else float("nan")
+
     cells = (
         name,
         summary["internal_rl"]["task"],
@@ -59,7 +86,7 @@ def row(name: str, summary: dict) -> tuple[str, bool]:
     return f"| {' | '.join(cells)} |", normalised >= SOLVED
 
 
-def table(summaries: dict[str, dict]) -> str:
+def table(summaries: dict[str, Summary]) -> str:
     """A Markdown table and how many runs succeeded."""
     rows = [row(name, summary) for name, summary in summaries.items()]
     solved = sum(solved for _, solved in rows)
@@ -68,14 +95,17 @@ def table(summaries: dict[str, dict]) -> str:
     return "\n".join([*head, *(line for line, _ in rows), "", verdict])
 
 
-def write_page(directory: Path, summaries: dict[str, dict], page: Path, title: str) -> None:
-    """page/README.md with the table and the runs' pictures, and page/summary.json with every number."""
+def write_page(directory: Path, summaries: dict[str, Summary], page: Path, title: str) -> None:
+    """page/README.md with the table and the pictures, and page/summary.json with every number."""
     page.mkdir(parents=True, exist_ok=True)
     (page / "summary.json").write_text(json.dumps(summaries, indent=1) + "\n")
     lines = [f"# {title}", "", table(summaries), ""]
     for name, summary in summaries.items():
-        seconds, rl = summary["seconds"], summary["internal_rl"]
-        config, commit = summary["config"], summary["commit"]
+        # How the run was made, as a paragraph.
+        seconds = summary["seconds"]
+        rl = summary["internal_rl"]
+        config = summary["config"]
+        commit = summary["commit"]
         stages = ", ".join(f"{stage} {value / 60:.1f}" for stage, value in seconds.items())
         lines += [
             f"## {name}",
@@ -87,6 +117,8 @@ def write_page(directory: Path, summaries: dict[str, dict], page: Path, title: s
             f"{published.history(config, commit)}".strip(),
             "",
         ]
+
+        # Pictures are copied beside the page.
         for picture in PICTURES:
             source = directory / name / "figures" / picture
             if source.exists():
@@ -98,7 +130,9 @@ def write_page(directory: Path, summaries: dict[str, dict], page: Path, title: s
 
 def main() -> None:
     """Print the table; with --page write the page too."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--page", type=Path, help="folder of the result page")
     parser.add_argument("--title", default="Results")

@@ -1,4 +1,4 @@
-"""Stage 3: the metacontroller, the proposal if there is to be one, and the probability of each unseen transition.
+"""Stage 3: the metacontroller, the proposal if there is to be one, and unseen transitions.
 
 python scripts/discover.py experiment=quickstart seed=0 run_dir=DIR
 """
@@ -7,7 +7,7 @@ from internal_rl import runtime
 
 runtime.setup()
 
-from internal_rl.cli import run_stage_script
+from internal_rl.running.cli import run_stage_script
 
 if __name__ == "__main__":
     run_stage_script("discover", "propose", "transitions")

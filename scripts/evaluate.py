@@ -1,4 +1,6 @@
-"""Success of a run's trained policies on fresh episodes, on the run's task or on another task or layout.
+"""Success of a run's trained policies on fresh episodes.
+
+They play the run's task, or another task or layout.
 
 python scripts/evaluate.py RUN_DIR [--algorithm raw_rl] [--task 0-1-2] [--episodes 2048] [--seed 0]
                            [--map-seed 7] [--first-map 0]
@@ -12,45 +14,58 @@ import argparse
 import sys
 
 from internal_rl import streams
-from internal_rl.checkpoint import CheckpointError
 from internal_rl.config import ConfigError
-from internal_rl.experiment import load_run
-from internal_rl.stages.reinforce import load_policy, make_learner
+from internal_rl.run import load_run
+from internal_rl.training.checkpoint import CheckpointError
 
 
 def main() -> None:
-    """Print one line a policy."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print one line per policy."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir")
     parser.add_argument("--algorithm", choices=("internal_rl", "raw_rl"), default="internal_rl")
-    parser.add_argument("--task", help="colours to visit, such as 0-1-2; default: the run's post-training task")
+    parser.add_argument(
+        "--task", help="colours to visit, such as 0-1-2; default: the run's post-training task"
+    )
     parser.add_argument("--episodes", type=int, default=2_048)
     parser.add_argument("--seed", type=int, default=0, help="of the episodes")
     parser.add_argument("--map-seed", type=int, help="another pool of maps than the run's")
     parser.add_argument("--first-map", type=int, help="offset into the pool")
     arguments = parser.parse_args()
-    changes = {"post_tasks": arguments.task, "map_seed": arguments.map_seed, "first_map": arguments.first_map}
+
+    # Only what is given replaces the run's task and maps.
+    algorithm = arguments.algorithm
+    maps = {"map_seed": arguments.map_seed, "first_map": arguments.first_map}
+    maps = {key: value for key, value in maps.items() if value is not None}
+    task = {} if arguments.task is None else {"post_tasks": arguments.task}
     try:
-        run = load_run(arguments.run_dir, **{key: value for key, value in changes.items() if value is not None})
-        if run.config.env.num_maps == 0 and (arguments.map_seed, arguments.first_map) != (None, None):
+        run = load_run(arguments.run_dir, **task, **maps)
+        if run.config.env.num_maps == 0 and maps:
             raise ConfigError(
-                "every episode of this run has a layout of its own: --map-seed and --first-map do nothing"
+                "every episode of this run has a layout of its own: "
+                "--map-seed and --first-map do nothing"
             )
+
+        # Every RL seed plays the same episodes.
         runtime.use_matmul_precision(run.config.matmul_precision)
-        learner, frozen = make_learner(run.config, run.post_env, run.directory, arguments.algorithm)
-        play = learner.player()
+        rollout = run.post_models.rollout(algorithm)
         for rl_seed in range(run.config.reinforce.num_seeds):
-            if run.result(f"{arguments.algorithm}_{rl_seed}") is None:
-                print(f"{arguments.algorithm} seed {rl_seed}: not finished")
+            if run.result(f"{algorithm}_{rl_seed}") is None:
+                print(f"{algorithm} seed {rl_seed}: not finished")
                 continue
-            params = load_policy(run.config, learner, frozen, run.directory, rl_seed)
-            episodes = play(params, frozen, streams.key(arguments.seed, "evaluate"), arguments.episodes)
+            actor = run.post_models.trained_actor(algorithm, rl_seed)
+            episodes = rollout(actor, streams.key(arguments.seed, "evaluate"), arguments.episodes)
+            endings = "".join(
+                f", {name} {float(share.mean()):.3f}" for name, share in episodes.ending.items()
+            )
             print(
-                f"{arguments.algorithm} seed {rl_seed} on {run.config.env.post_tasks}: "
-                f"success {float(episodes.success.mean()):.3f}, steps {float(episodes.length.mean()):.1f}, "
+                f"{algorithm} seed {rl_seed} on {run.config.env.post_tasks}: "
+                f"success {float(episodes.success.mean()):.3f}, "
+                f"steps {float(episodes.length.mean()):.1f}, "
                 f"decisions {float(episodes.num_decisions.mean()):.1f}"
-                + "".join(f", {name} {float(share.mean()):.3f}" for name, share in episodes.ending.items())
-                + f" ({arguments.episodes} episodes)"
+                f"{endings} ({arguments.episodes} episodes)"
             )
     except (ConfigError, CheckpointError) as error:
         sys.exit(f"error: {error}")

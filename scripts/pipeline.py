@@ -7,7 +7,7 @@ from internal_rl import runtime
 
 runtime.setup()
 
-from internal_rl.cli import run_stage_script
+from internal_rl.running.cli import run_stage_script
 
 if __name__ == "__main__":
     run_stage_script()

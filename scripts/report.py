@@ -3,12 +3,15 @@
 import argparse
 from pathlib import Path
 
-from internal_rl.analysis.report import NotARunError, write_report
+from internal_rl.report.findings import NotARunError
+from internal_rl.report.page import write_report
 
 
 def main() -> None:
     """Write RUN_DIR/report.html and RUN_DIR/figures, and print the page's path."""
-    parser = argparse.ArgumentParser(description="Write RUN_DIR/report.html and the pictures in RUN_DIR/figures.")
+    parser = argparse.ArgumentParser(
+        description="Write RUN_DIR/report.html and the pictures in RUN_DIR/figures."
+    )
     parser.add_argument("run_dir", type=Path, help="directory of a run, finished or not")
     arguments = parser.parse_args()
     try:

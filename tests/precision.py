@@ -12,8 +12,11 @@ EXACT = (Precision.HIGHEST, Precision.HIGHEST)  # of either factor
 
 
 def product_precisions(function: Callable, *arguments: Any) -> list[Any]:
-    """Precision of every product, those within scans, loops, branches and inner programs included."""
-    return [product.params["precision"] for product in _products(jax.make_jaxpr(function)(*arguments).jaxpr)]
+    """Precision of every product, those in scans, loops, branches and inner programs included."""
+    return [
+        product.params["precision"]
+        for product in _products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    ]
 
 
 def _products(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:

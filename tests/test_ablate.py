@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from internal_rl.config import CONF, ConfigError
+from internal_rl.config import ConfigError
+from internal_rl.running.compose import CONF
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "ablate.py"
 
@@ -34,7 +35,9 @@ def summary(nll: float, unseen: dict, success: list[float]) -> dict:
     }
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "ablation").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "experiment", sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
+)
 def test_every_row_composes(ablate, experiment):
     rows = ablate.load_rows(experiment)
     assert next(iter(rows.values())) == []  # the recipe itself
@@ -51,12 +54,18 @@ def test_table_has_means_and_ranges(ablate, tmp_path):
     for seed, (nll, success) in enumerate([(0.52, [0.8, 0.9, 0.1]), (0.56, [])]):
         run = tmp_path / "rank_4" / f"seed-{seed}"
         run.mkdir(parents=True)
-        (run / "summary.json").write_text(json.dumps(summary(nll, unseen if seed == 0 else {}, success)))
+        (run / "summary.json").write_text(
+            json.dumps(summary(nll, unseen if seed == 0 else {}, success))
+        )
     *_, line = ablate.table({"rank 4": ["metacontroller.rank=4"]}, tmp_path, [0, 1, 2]).splitlines()
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:3] == ["rank 4", "`metacontroller.rank=4`", "2"]  # seed 2 has not run
     assert cells[3] == "0.040 (0.020 to 0.060)"
-    assert cells[-3:] == ["0.020 (0.020 to 0.020)", "0.500 (0.500 to 0.500)", "0.800 (0.800 to 0.800)"]
+    assert cells[-3:] == [
+        "0.020 (0.020 to 0.020)",
+        "0.500 (0.500 to 0.500)",
+        "0.800 (0.800 to 0.800)",
+    ]
 
 
 def test_a_world_without_a_bayes_filter_has_a_row_too(ablate, tmp_path):
@@ -66,14 +75,19 @@ def test_a_world_without_a_bayes_filter_has_a_row_too(ablate, tmp_path):
     del ant["base"]["bayes_nll"]
     (run / "summary.json").write_text(json.dumps(ant))
     line = ablate.table({"lag 90": []}, tmp_path, [0]).splitlines()[-1]
-    assert [cell.strip() for cell in line.strip("|").split("|")][3:5] == ["", "0.750 (0.750 to 0.750)"]
+    assert [cell.strip() for cell in line.strip("|").split("|")][3:5] == [
+        "",
+        "0.750 (0.750 to 0.750)",
+    ]
 
 
 def test_the_page_names_what_made_its_runs(ablate, tmp_path):
     run = tmp_path / "recipe" / "seed-0"
     run.mkdir(parents=True)
     (run / "summary.json").write_text(json.dumps(summary(0.5, {}, [])))
-    ablate.write_page(tmp_path / "page", "quickstart", "the table", {"recipe": []}, tmp_path, [0, 1])
+    ablate.write_page(
+        tmp_path / "page", "quickstart", "the table", {"recipe": []}, tmp_path, [0, 1]
+    )
     text = (tmp_path / "page" / "README.md").read_text()
     assert "commits abc, an old laptop." in text
     assert text.endswith("the table\n")

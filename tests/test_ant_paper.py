@@ -1,13 +1,13 @@
-"""The paper-size preset of the ant runs: every stage at full width for two steps, of short episodes."""
+"""The ant's paper-size preset runs: every stage at full width for two steps, of short episodes."""
 
 import json
 
 import jax
 import pytest
 
-from internal_rl.config import compose
-from internal_rl.experiment import open_run
-from internal_rl.pipeline import run_stages
+from internal_rl.running.compose import compose
+from internal_rl.running.pipeline import run_stages
+from internal_rl.running.start import open_run
 
 
 def test_every_stage_runs_at_full_width(tmp_path):
@@ -40,9 +40,15 @@ def check_every_stage(tmp_path, steps, batch, horizon, seeds=1, settings=()):
             f"run_dir={tmp_path / 'run'}",
             f"env.horizon={horizon}",
             f"collect.successful_only={horizon >= 500}",
-            *(f"collect.{name}={2 * batch}" for name in ("episodes", "valid_episodes", "expert_episodes")),
+            *(
+                f"collect.{name}={2 * batch}"
+                for name in ("episodes", "valid_episodes", "expert_episodes")
+            ),
             *(f"{stage}.steps={steps}" for stage in ("pretrain", "controllers", "discover")),
-            *(f"{stage}.batch_size={batch}" for stage in ("pretrain", "controllers", "discover", "reinforce")),
+            *(
+                f"{stage}.batch_size={batch}"
+                for stage in ("pretrain", "controllers", "discover", "reinforce")
+            ),
             f"reinforce.episodes={steps * batch}",
             "reinforce.test_episodes=8",
             f"reinforce.num_seeds={seeds}",
@@ -60,5 +66,7 @@ def check_every_stage(tmp_path, steps, batch, horizon, seeds=1, settings=()):
     assert summary["base"]["oracle_nll"] < summary["base"]["nll"]
     assert len(summary["internal_rl"]["success"]) == len(summary["raw_rl"]["success"]) == seeds
     assert (tmp_path / "run" / "data" / "star").exists()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     return summary, lines

@@ -1,17 +1,24 @@
-"""The paper-size preset runs: every stage at full width for a few steps (its figures: tests/test_config.py)."""
+"""The paper-size preset runs: every stage at full width for a few steps.
+
+Its figures: tests/internal_rl/test_config.py.
+"""
 
 import json
 
 import pytest
 
-from internal_rl.config import Config, compose
-from internal_rl.experiment import open_run
-from internal_rl.pipeline import run_stages
+from internal_rl.config import Config
+from internal_rl.running.compose import compose
+from internal_rl.running.pipeline import run_stages
+from internal_rl.running.start import open_run
 
 
 def run_paper_preset(directory, steps: int, batch: int | None) -> tuple[Config, dict]:
     """`steps` of every stage with `batch` episodes a step, None: with the paper's batches."""
-    sizes = [f"{stage}.batch_size={batch}" for stage in ("pretrain", "controllers", "discover", "reinforce")]
+    sizes = [
+        f"{stage}.batch_size={batch}"
+        for stage in ("pretrain", "controllers", "discover", "reinforce")
+    ]
     episodes = steps * (batch or compose(["experiment=grid_paper"]).reinforce.batch_size)
     config = compose(
         [
@@ -20,7 +27,10 @@ def run_paper_preset(directory, steps: int, batch: int | None) -> tuple[Config, 
             f"run_dir={directory}",
             *(f"{stage}.steps={steps}" for stage in ("pretrain", "controllers", "discover")),
             *(sizes if batch else ()),
-            *(f"{stage}.micro_batch={batch // 2 if batch else 64}" for stage in ("pretrain", "discover")),
+            *(
+                f"{stage}.micro_batch={batch // 2 if batch else 64}"
+                for stage in ("pretrain", "discover")
+            ),
             f"reinforce.episodes={episodes}",
             "reinforce.test_episodes=8",
             "reinforce.num_seeds=1",
@@ -52,7 +62,7 @@ def check_every_stage(tmp_path, steps, batch):
 
 
 def check_pairs(summary: dict) -> None:
-    """Controllers, transitions and F1 are those of Table A1's pairs; F1 is given against colours, too."""
+    """Controllers, transitions and F1 are those of Table A1's pairs; F1 by colours, too."""
     discovery, controllers = summary["discovery"], summary["controllers"]
     names = ("start>0-1", "0-1>2-3", "2-3>4-5", "4-5>6-7", "6-7>0-1")
     along = [f"{position}: {name}" for position, name in enumerate((*names, "0-1>2-3"))]
@@ -60,7 +70,11 @@ def check_pairs(summary: dict) -> None:
     unseen = discovery["unseen_transitions"]  # without those that untrained controllers never reach
     assert set(unseen) == {"base", "prior", "same_code", "first_code", "start"}
     assert all("start>0-1" in rates and set(rates) <= set(names) for rates in unseen.values())
-    assert unseen.keys() == discovery["redrawn_transitions"].keys() == discovery["transition_trials"].keys()
+    assert (
+        unseen.keys()
+        == discovery["redrawn_transitions"].keys()
+        == discovery["transition_trials"].keys()
+    )
     assert {"switch_f1", "switch_f1_colours", "random_f1_colours", "nll_hard"} <= set(discovery)
-    # The expert's subgoal changes half as often, and less, as its colour: 2 against 5 times for three pairs.
+    # The subgoal changes at most half as often as the colour: 2 against 5 times for three pairs.
     assert discovery["true_switch_rate"] < 0.1

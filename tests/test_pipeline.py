@@ -15,16 +15,20 @@ import jax
 import numpy as np
 import pytest
 
-from internal_rl import experiment
-from internal_rl.analysis import transitions
-from internal_rl.config import ConfigError, compose, save, to_dict
-from internal_rl.experiment import Run, load_run, open_run
-from internal_rl.pipeline import summarise
-from internal_rl.reuse import READS, same_setting, take_over
-from internal_rl.stages.discover import Diagnostics, load_metacontroller
-from internal_rl.stages.propose import load_proposal
-from internal_rl.tracking import read_metrics
-from internal_rl.trajectories import DatasetError, load
+from internal_rl import run as run_module
+from internal_rl import stages
+from internal_rl.config import ConfigError, to_dict
+from internal_rl.data.dataset import DatasetError, load
+from internal_rl.measures.discovery import Diagnostics
+from internal_rl.report.summary import summarise
+from internal_rl.run import Run, load_run
+from internal_rl.run import save_config as save
+from internal_rl.running.compose import compose
+from internal_rl.running.reuse import same_setting, take_over
+from internal_rl.running.start import open_run
+from internal_rl.stages import transitions
+from internal_rl.trained import TrainedModels
+from internal_rl.training.tracking import read_metrics
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,15 +52,31 @@ def test_summary_has_every_promised_key(run_dir):
     promised = {
         "base": {"nll", "bayes_nll", "oracle_nll"},
         "controllers": {"nll", "success", "by_transition", "trials"},
-        "discovery": {"switch_f1", "switch_f1_within_1", "mid_share", "nll", "nll_hard", "nll_permuted", "nll_zero"}
+        "discovery": {
+            "switch_f1",
+            "switch_f1_within_1",
+            "mid_share",
+            "nll",
+            "nll_hard",
+            "nll_permuted",
+            "nll_zero",
+        }
         | {"nll_prior", "code_accuracy"},
         "internal_rl": {"task", "episodes", "success"},
         "raw_rl": {"task", "episodes", "success"},
     }
     for part, keys in promised.items():
         assert keys <= set(summary[part]), part
-    stages = {"collect", "pretrain", "controllers", "discover", "propose", "transitions", "reinforce"}
-    assert set(summary["seconds"]) == stages
+    names = {
+        "collect",
+        "pretrain",
+        "controllers",
+        "discover",
+        "propose",
+        "transitions",
+        "reinforce",
+    }
+    assert set(summary["seconds"]) == names
     assert len(summary["proposal"]["weights"]) == 2
     assert set(summary["discovery"]["unseen_transitions"]) == {
         "base",
@@ -87,10 +107,17 @@ def test_summary_has_every_promised_key(run_dir):
 
 
 def test_working_directory_stays_clean(tmp_path, monkeypatch):
-    """Hydra's own defaults leave a log, and with --multirun a multirun.yaml, where one happens to stand."""
+    """Hydra's own defaults leave a log, and with --multirun a multirun.yaml, where one stands."""
     monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path / "runs"))
     (tmp_path / "here").mkdir()
-    done = script("pipeline", "--multirun", "experiment=smoke", "seed=0", "dry_run=true", cwd=tmp_path / "here")
+    done = script(
+        "pipeline",
+        "--multirun",
+        "experiment=smoke",
+        "seed=0",
+        "dry_run=true",
+        cwd=tmp_path / "here",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "base model" in done.stdout
     assert not list((tmp_path / "here").iterdir())
@@ -109,7 +136,9 @@ def test_metrics_of_every_stage_are_logged(run_dir):
     }  # fmt: skip
     internal = [line for line in lines if line["stage"] == "internal_rl"]
     assert [line["episodes"] for line in internal] == [128, 256]
-    assert all("component_std" in line and "policy_std" not in line for line in internal)  # it has a proposal
+    assert all(
+        "component_std" in line and "policy_std" not in line for line in internal
+    )  # it has a proposal
 
 
 def test_report_opens_without_a_network(run_dir):
@@ -136,23 +165,35 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
         ("discover.alpha=0.5", [*upstream, "raw_rl"]),
         ("env.post_tasks=1-2", ["collect", "pretrain", "discover", "propose"]),
         ("policy.width=8", [*upstream, "discover", "propose", "raw_rl"]),
-        ("model.control_layer=1", [*upstream, "discover", "propose", "transitions", "raw_rl"]),  # as it was
+        (
+            "model.control_layer=1",
+            [*upstream, "discover", "propose", "transitions", "raw_rl"],
+        ),  # as it was
         ("propose.steps=11", [*upstream, "discover", "raw_rl"]),
         ("pretrain.steps=21", ["collect"]),
-        ("discover.num_buckets=2", ["collect", "pretrain", "raw_rl"]),  # how the controllers' data is batched, too
+        (
+            "discover.num_buckets=2",
+            ["collect", "pretrain", "raw_rl"],
+        ),  # how the controllers' data is batched, too
     ):
         target = tmp_path / override
-        run = open_run(compose(["experiment=smoke", f"reuse={run_dir}", f"run_dir='{target}'", override]))
+        run = open_run(
+            compose(["experiment=smoke", f"reuse={run_dir}", f"run_dir='{target}'", override])
+        )
         assert sorted(path.stem for path in (target / "results").iterdir()) == sorted(
             "raw_rl_0" if stage == "raw_rl" else stage for stage in expected
         )
         logged = {line["stage"].partition("_")[0] for line in read_metrics(target)}
-        assert logged == {stage.partition("_")[0] for stage in expected} - {"collect", "transitions"}
+        assert logged == {stage.partition("_")[0] for stage in expected} - {
+            "collect",
+            "transitions",
+        }
         assert load(target / "data" / "train").length.sum() > 0
         if "discover" in expected:
-            load_metacontroller(run.config, run.env, target)
+            assert run.models.steered_base()
+            assert run.models.metacontroller()
         if "propose" in expected:
-            load_proposal(run.config, run.env, target)
+            assert run.models.proposal()
 
 
 def test_reuse_knows_what_the_second_dataset_holds():
@@ -161,19 +202,20 @@ def test_reuse_knows_what_the_second_dataset_holds():
         to_dict(compose(["experiment=smoke", "discover.noise=0", f"discover.mean_actions={value}"]))
         for value in (False, True)
     )
-    differing = [key for key in READS["collect"] if not same_setting(drawn, means, key)]
+    reads = stages.declared()["collect"].reads
+    differing = [key for key in reads if not same_setting(drawn, means, key)]
     assert differing == ["discover.mean_actions"]
 
 
 def test_reuse_takes_no_models_of_another_precision_but_their_data():
     """What is collected is exact."""
     old, new = (
-        to_dict(compose(["experiment=smoke", f"matmul_precision={setting}"])) for setting in ("high", "highest")
+        to_dict(compose(["experiment=smoke", f"matmul_precision={setting}"]))
+        for setting in ("high", "highest")
     )
     differing = {
-        stage: [key for key in keys if not same_setting(old, new, key)]
-        for stage, keys in READS.items()
-        if stage in ("collect", "pretrain")
+        name: [key for key in stages.declared()[name].reads if not same_setting(old, new, key)]
+        for name in ("collect", "pretrain")
     }
     assert differing == {"collect": [], "pretrain": ["matmul_precision"]}
 
@@ -182,10 +224,17 @@ def test_seconds_and_commits_are_those_of_the_work(tmp_path, monkeypatch):
     """Interrupted sessions count; a report made later names what made the results."""
     run = Run(compose(["experiment=smoke"]), tmp_path)
     ticks = iter([10.0, 15.0, 100.0, 107.0, 107.0])
-    monkeypatch.setattr(experiment, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     commits = iter(["aaa", "bbb", "aaa", "ccc"])
-    made = lambda: {"commit": next(commits), "device": {"kind": "an old laptop", "count": 1}, "versions": {"jax": "0"}}
-    monkeypatch.setattr(experiment, "maker", made)
+
+    def made():
+        return {
+            "commit": next(commits),
+            "device": {"kind": "an old laptop", "count": 1},
+            "versions": {"jax": "0"},
+        }
+
+    monkeypatch.setattr(run_module, "maker", made)
 
     def stopped() -> dict[str, Any]:
         raise KeyboardInterrupt
@@ -212,13 +261,17 @@ def test_reuse_of_what_does_not_fit_is_refused(run_dir, tmp_path):
         (run_dir / "data", "seed=0", "not a run directory"),
     ):
         with pytest.raises(ConfigError, match=message):
-            open_run(compose(["experiment=smoke", f"reuse={source}", f"run_dir={tmp_path / 'x'}", override]))
+            open_run(
+                compose(
+                    ["experiment=smoke", f"reuse={source}", f"run_dir={tmp_path / 'x'}", override]
+                )
+            )
         assert not (tmp_path / "x").exists()
 
 
 def test_until_stops_early_and_reports(run_dir, tmp_path):
     """Here also without a proposal."""
-    settings = ["propose.experts=0", "until=transitions", f"run_dir={tmp_path / 'x'}"]
+    settings = ["propose.components=0", "until=transitions", f"run_dir={tmp_path / 'x'}"]
     done = script("pipeline", "experiment=smoke", f"reuse={run_dir}", *settings)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "x" / "summary.json").read_text()
@@ -261,7 +314,10 @@ def test_evaluate_says_which_seeds_have_not_finished(run_dir, tmp_path):
 
 
 def test_a_stage_that_lacks_another_is_refused_before_any_work(tmp_path):
-    for name, message in (("discover", "discover needs pretrain"), ("reinforce", "reinforce needs discover")):
+    for name, message in (
+        ("discover", "discover needs pretrain"),
+        ("reinforce", "reinforce needs discover"),
+    ):
         done = script(name, "experiment=smoke", "tracker=local", f"run_dir={tmp_path / name}")
         assert done.returncode == 2
         assert message in done.stderr
@@ -269,17 +325,41 @@ def test_a_stage_that_lacks_another_is_refused_before_any_work(tmp_path):
 
 
 def test_the_script_of_discovery_fits_the_proposal_too(run_dir, tmp_path):
-    settings = ["experiment=smoke", "tracker=local", f"reuse={run_dir}", "discover.alpha=0.3", "discover.steps=2"]
-    done = script("discover", *settings, "propose.steps=2", "propose.keep_steps=2", f"run_dir={tmp_path / 'run'}")
+    settings = [
+        "experiment=smoke",
+        "tracker=local",
+        f"reuse={run_dir}",
+        "discover.alpha=0.3",
+        "discover.steps=2",
+    ]
+    done = script(
+        "discover",
+        *settings,
+        "propose.steps=2",
+        "propose.keep_steps=2",
+        f"run_dir={tmp_path / 'run'}",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    stages = {"collect", "pretrain", "controllers", "raw_rl_0", "discover", "propose", "transitions"}
-    assert {path.stem for path in (tmp_path / "run" / "results").glob("*.json")} == stages
+    names = {
+        "collect",
+        "pretrain",
+        "controllers",
+        "raw_rl_0",
+        "discover",
+        "propose",
+        "transitions",
+    }
+    assert {path.stem for path in (tmp_path / "run" / "results").glob("*.json")} == names
 
 
 def raising(tmp_path: Path, error: str) -> subprocess.CompletedProcess[str]:
     """A script of its own, whose work raises `error`."""
     (tmp_path / "raising.py").write_text(
-        f"from internal_rl import cli, train_loop\ndef work(config):\n    raise {error}\ncli.hydra_main(work)\n"
+        "from internal_rl.running import cli\n"
+        "from internal_rl.training import loop\n"
+        "def work(config):\n"
+        f"    raise {error}\n"
+        "cli.hydra_main(work)\n"
     )
     return subprocess.run(
         [sys.executable, str(tmp_path / "raising.py"), "experiment=smoke"],
@@ -294,12 +374,15 @@ def raising(tmp_path: Path, error: str) -> subprocess.CompletedProcess[str]:
 def test_an_error_of_the_program_keeps_its_traceback(tmp_path):
     done = raising(tmp_path, "ValueError('shapes do not fit')")
     assert done.returncode == 1
-    assert re.search(r"line 3, in work.*ValueError: shapes do not fit", done.stderr, re.DOTALL)
+    assert re.search(r"line 4, in work.*ValueError: shapes do not fit", done.stderr, re.DOTALL)
 
 
 @pytest.mark.parametrize(
     ("stop", "status", "message"),
-    [("KeyboardInterrupt()", 130, "stopped; run the same command"), ("train_loop.Interrupted('saved')", 3, "saved")],
+    [
+        ("KeyboardInterrupt()", 130, "stopped; run the same command"),
+        ("loop.Interrupted('saved')", 3, "saved"),
+    ],
 )
 def test_a_stop_ends_in_one_line(tmp_path, stop, status, message):
     done = raising(tmp_path, stop)
@@ -310,10 +393,10 @@ def test_a_stop_ends_in_one_line(tmp_path, stop, status, message):
 
 def test_diagnostics_tell_the_pretrained_model_from_a_cotrained_one(run_dir):
     run = load_run(run_dir)
-    base_graph, frozen, graphdef, params = load_metacontroller(run.config, run.env, run_dir)
-    diagnostics = Diagnostics(run.config, run.env, run_dir, base_graph, frozen, graphdef)
+    frozen, metacontroller = run.models.base(), run.models.metacontroller()
+    diagnostics = Diagnostics(run.config, run.env, run_dir, frozen)
     moved = jax.tree.map(lambda x: 1.5 * x, frozen)
-    before, after = (diagnostics.scores(base, params) for base in (frozen, moved))
+    before, after = (diagnostics.scores(base, metacontroller) for base in (frozen, moved))
     assert before["base_nll"] == pytest.approx(run.result("pretrain")["nll"], abs=1e-5)
     assert before["nll_zero"] == pytest.approx(before["base_nll"], abs=1e-5)  # no bias: no control
     assert after["base_nll"] == before["base_nll"]
@@ -327,26 +410,31 @@ def test_diagnostics_tell_the_pretrained_model_from_a_cotrained_one(run_dir):
         return inference._replace(latent=np.where(padding, 100.0, inference.latent)), log_prob
 
     diagnostics.infer = poisoned
-    assert diagnostics.scores(frozen, params)["nll_permuted"] == pytest.approx(before["nll_permuted"], abs=1e-5)
+    assert diagnostics.scores(frozen, metacontroller)["nll_permuted"] == pytest.approx(
+        before["nll_permuted"], abs=1e-5
+    )
 
 
 def test_transitions_of_the_base_alone_are_those_of_the_pretrained_one(run_dir, monkeypatch):
     run = load_run(run_dir)
-    base_graph, frozen, graphdef, params = load_metacontroller(run.config, run.env, run_dir)
-    monkeypatch.setattr(transitions, "load_metacontroller", lambda *_: (base_graph, "cotrained", graphdef, params))
+    pretrained = run.models.base()
+    cotrained = jax.tree.map(lambda x: 1.5 * x, pretrained)
+    monkeypatch.setattr(TrainedModels, "steered_base", lambda _: cotrained)
     played = {}
 
-    def make_player(env, graphs, steering, chunk):
-        def play(parameters, goal_params, latents, *_):
-            played[steering] = parameters[0]
+    def make_player(env, steering, chunk):
+        def play(models, latents, *_):
+            played[steering] = models.base
             return np.ones((3, len(latents.codes)), bool)
 
         return play
 
     monkeypatch.setattr(transitions, "make_player", make_player)
-    transitions.run(run.config, run_dir)
-    jax.tree.map(np.testing.assert_array_equal, played.pop("nothing"), frozen)
-    assert set(played.values()) == {"cotrained"}
+    with run.tracker() as tracker:
+        transitions.run(run, tracker)
+    jax.tree.map(np.testing.assert_array_equal, played.pop("nothing"), pretrained)
+    assert played.keys() == {"codes", "components"}
+    assert all(base is cotrained for base in played.values())
 
 
 def test_transitions_of_an_older_run_are_read_but_not_taken_over(run_dir, tmp_path):
@@ -376,7 +464,9 @@ def test_data_without_todays_labels_end_in_one_line(run_dir, tmp_path):
     content = json.loads(manifest.read_text())
     content["sha256"][labels.name] = hashlib.sha256(labels.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(content))
-    with pytest.raises(DatasetError, match=r"labels-00000\.npz: no label colour \(an older version's\); delete"):
+    with pytest.raises(
+        DatasetError, match=r"labels-00000\.npz: no label colour \(an older version's\); delete"
+    ):
         load(manifest.parent, labels=True)
     assert len(load(manifest.parent).length) == 64  # training needs none
 
@@ -435,12 +525,17 @@ def test_load_run_replaces_settings_of_the_environment(run_dir):
 def test_an_environment_that_cannot_be_built_is_named(run_dir):
     with pytest.raises(ConfigError, match=r"env\.name='maze': unknown environment 'maze'"):
         load_run(run_dir, name="maze").env  # noqa: B018
-    with pytest.raises(ConfigError, match=r"env\.cell_size=3\.0: env\.name=gridworld has no such setting"):
+    with pytest.raises(
+        ConfigError, match=r"env\.cell_size=3\.0: env\.name=gridworld has no such setting"
+    ):
         load_run(run_dir, cell_size=3.0).env  # noqa: B018
-    with pytest.raises(ConfigError, match=r"env\.post_tasks='0-4': colour 4 needs env\.num_colours > 4"):
+    with pytest.raises(
+        ConfigError, match=r"env\.post_tasks='0-4': colour 4 needs env\.num_colours > 4"
+    ):
         load_run(run_dir, post_tasks="0-4").post_env  # noqa: B018
     with pytest.raises(
-        ConfigError, match=r"env\.observation='egocentric_hidden' is none of allocentric, egocentric for"
+        ConfigError,
+        match=r"env\.observation='egocentric_hidden' is none of allocentric, egocentric for",
     ):
         load_run(run_dir, name="ant", observation="egocentric_hidden").env  # noqa: B018
     assert load_run(run_dir, name="ant", cell_size=3.0).env.cell_size == 3
@@ -470,8 +565,14 @@ def test_bad_settings_end_before_any_work(tmp_path):
         (["env.observation=ego"], r"env\.observation='ego' is none of allocentric"),
         (["collect.noise=1.5"], r"collect\.noise=1\.5 is a probability"),
         (["discover.noise=1.5"], r"discover\.noise=1\.5 is a probability"),
-        (["experiment=ant_small", "collect.noise=1.5"], r"collect\.noise=1\.5 is the deviation of a torque"),
-        (["reinforce.max_decisions=1"], r"max_decisions=1 is less than the 2 colours of env\.post_tasks=0-1; raise it"),
+        (
+            ["experiment=ant_small", "collect.noise=1.5"],
+            r"collect\.noise=1\.5 is the deviation of a torque",
+        ),
+        (
+            ["reinforce.max_decisions=1"],
+            r"max_decisions=1 is less than the 2 colours of env\.post_tasks=0-1; raise it",
+        ),
     ],
 )
 def test_what_the_world_does_not_allow_is_refused_before_any_work(tmp_path, overrides, message):
@@ -481,9 +582,20 @@ def test_what_the_world_does_not_allow_is_refused_before_any_work(tmp_path, over
 
 
 def test_the_expert_is_trained_drawn_and_measured(tmp_path: Path) -> None:
-    size = ["expert.steps=64", "expert.num_ants=8", "expert.unroll=4", "expert.width=8", "collect.expert_episodes=4"]
+    size = [
+        "expert.steps=64",
+        "expert.num_ants=8",
+        "expert.unroll=4",
+        "expert.width=8",
+        "collect.expert_episodes=4",
+    ]
     trained = script(
-        "expert", *size, "env.horizon=6", "collect.max_steps=6", f"run_dir={tmp_path}", "tracker.wandb=disabled"
+        "expert",
+        *size,
+        "env.horizon=6",
+        "collect.max_steps=6",
+        f"run_dir={tmp_path}",
+        "tracker.wandb=disabled",
     )
     assert trained.returncode == 0, trained.stderr
     for tasks in ("table_a2", "post_training_a2"):

@@ -27,8 +27,14 @@ def test_every_kind_of_range_becomes_an_override(search):
         "discover.steps": {"low": 10, "high": 20, "int": True},
         "metacontroller.rank": [4, 8],
     }
-    trial = optuna.trial.FixedTrial({"discover.alpha": 0.25, "discover.steps": 12, "metacontroller.rank": 8})
-    assert search.suggest(trial, space) == ["discover.alpha=0.25", "discover.steps=12", "metacontroller.rank=8"]
+    trial = optuna.trial.FixedTrial(
+        {"discover.alpha": 0.25, "discover.steps": 12, "metacontroller.rank": 8}
+    )
+    assert search.suggest(trial, space) == [
+        "discover.alpha=0.25",
+        "discover.steps=12",
+        "metacontroller.rank=8",
+    ]
 
 
 def test_values_are_read_from_the_run(search, tmp_path):
@@ -39,7 +45,9 @@ def test_values_are_read_from_the_run(search, tmp_path):
     (results / "transitions.json").write_text(json.dumps(rates))  # as older versions wrote it
     assert search.values(tmp_path) == pytest.approx((0.5, 0.003))
     rates = {"start": {"start>0": 0.3}}  # no trial reached the first subgoal
-    (results / "transitions.json").write_text(json.dumps({"held": rates, "redrawn": {}, "trials": {}, "untrained": {}}))
+    (results / "transitions.json").write_text(
+        json.dumps({"held": rates, "redrawn": {}, "trials": {}, "untrained": {}})
+    )
     assert search.values(tmp_path) == (0.5, 1e-4)
 
 
@@ -58,7 +66,9 @@ def test_a_search_that_goes_on_tries_other_settings(search, monkeypatch, tmp_pat
             (run / "results").mkdir(parents=True)
             (run / "results" / "controllers.json").write_text('{"success": 0.5}')
             (run / "results" / "transitions.json").write_text('{"start": {"0>1": 0.1}}')
-            tried.append((job.name, tuple(part for part in job.command if not part.startswith("run_dir="))))
+            tried.append(
+                (job.name, tuple(part for part in job.command if not part.startswith("run_dir=")))
+            )
             finished(job)
 
     monkeypatch.setattr(search, "run_on_cores", pretend)

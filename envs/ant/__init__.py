@@ -1,1 +1,1 @@
-"""ant-pinpad (App. A): the pin-pad task walked by the MuJoCo ant; two physics backends behind one world."""
+"""ant-pinpad (App. A): the pin-pad task for the MuJoCo ant, one world with two physics backends."""

@@ -1,10 +1,12 @@
-"""The ant's MuJoCo model: one file for both backends."""
+"""The ant's MuJoCo model: one file for both physics backends."""
 
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-NUM_POSITIONS, NUM_VELOCITIES, NUM_TORQUES = 15, 14, 8
+NUM_POSITIONS = 15
+NUM_VELOCITIES = 14
+NUM_TORQUES = 8
 TIMESTEP = 0.01  # s, of the physics
 
 

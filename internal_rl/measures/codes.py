@@ -5,14 +5,19 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from internal_rl.analysis.switching import subgoal_changes
+from internal_rl.measures.switching import subgoal_changes
 
 
 @dataclass(frozen=True)
 class Codes:
-    """One latent for each true segment. latent: [N, Z], at the segment's last step; subgoal, place (the cell where
-    the subgoal lies), ordinal (0 for the first of an episode),
-    episode: [N]."""
+    """One latent per true segment.
+
+    latent: [N, Z], at the segment's last step.
+    subgoal: int [N], the abstract subgoal.
+    place: int [N], the cell where the subgoal lies.
+    ordinal: int [N], number of the segment in its episode, from 0.
+    episode: int [N].
+    """
 
     latent: Float[np.ndarray, "N Z"]
     subgoal: Int[np.ndarray, "N"]
@@ -21,7 +26,10 @@ class Codes:
     episode: Int[np.ndarray, "N"]
 
     def of_first_segments(self) -> "Codes":
-        """Those of episodes' first subgoals: when they were inferred, nothing was known that they could lean on."""
+        """The codes of the first subgoals of episodes.
+
+        Nothing of the episode had been seen that they could lean on.
+        """
         first = self.ordinal == 0
         return Codes(*(getattr(self, field.name)[first] for field in fields(self)))
 
@@ -32,29 +40,42 @@ def segment_codes(
     place: Int[np.ndarray, "B T"],
     mask: Bool[np.ndarray, "B T"],
 ) -> Codes:
-    """Codes of the segments that were completed (their end is seen). place: the cell of each step's subgoal."""
+    """Codes of the segments that were completed (their end is seen).
+
+    place: the cell of each step's subgoal.
+    """
     ordinal = np.cumsum(subgoal_changes(subgoal, mask), 1)
     ends = np.zeros_like(mask)
     ends[:, :-1] = subgoal_changes(subgoal, mask)[:, 1:]
     episode, time = np.nonzero(ends)
-    pick = lambda x: x[episode, time]
-    return Codes(pick(latent), pick(subgoal), pick(place), pick(ordinal), episode)
+    return Codes(
+        latent=latent[episode, time],
+        subgoal=subgoal[episode, time],
+        place=place[episode, time],
+        ordinal=ordinal[episode, time],
+        episode=episode,
+    )
 
 
 def nearest_neighbour_accuracy(codes: Codes, label: str) -> dict[str, float]:
-    """Share of codes whose nearest code from another half of the episodes has the same `label` (subgoal, place).
+    """Share of codes whose nearest code from other episodes has the same `label`.
 
+    label: "subgoal" or "place". The codes of odd episodes are looked up among those of even ones.
     Keys: "all" and each segment's ordinal; "chance" is the share of the most frequent label.
     """
     values = getattr(codes, label)
-    reference, query = codes.episode % 2 == 0, codes.episode % 2 == 1
+    reference = codes.episode % 2 == 0
+    query = codes.episode % 2 == 1
     if not reference.any() or not query.any():
         return {}
+
+    # Squared distances of all pairs, multiplied out so that no array of differences is formed.
     squared = (
         np.square(codes.latent[query]).sum(1)[:, None]
         - 2 * codes.latent[query] @ codes.latent[reference].T
         + np.square(codes.latent[reference]).sum(1)
     )
+
     right = values[reference][squared.argmin(1)] == values[query]
     ordinals = codes.ordinal[query]
     _, counts = np.unique(values, return_counts=True)
@@ -64,9 +85,12 @@ def nearest_neighbour_accuracy(codes: Codes, label: str) -> dict[str, float]:
 
 
 def same_subgoal_latents(
-    codes: Codes, subgoal: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"], rng: np.random.Generator
+    codes: Codes,
+    subgoal: Int[np.ndarray, "B T"],
+    mask: Bool[np.ndarray, "B T"],
+    rng: np.random.Generator,
 ) -> Float[np.ndarray, "B T Z"]:
-    """For each true segment the code of a segment of the same subgoal from another episode, held throughout.
+    """For each true segment a code of the same subgoal from another episode, held throughout.
 
     Steps whose subgoal has no code elsewhere get zeros.
     """

@@ -1,4 +1,4 @@
-"""How well switches match the changes of the hidden subgoal (Fig. 6); plain NumPy, after training."""
+"""How well switches match the changes of the hidden subgoal (Fig. 6); plain NumPy."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -8,16 +8,21 @@ from internal_rl.models.metacontroller import SWITCH_THRESHOLD
 MIDDLE = (0.1, 0.9)  # beta in here is neither a clear no nor a clear yes
 
 
-def subgoal_changes(subgoal: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"]) -> Bool[np.ndarray, "B T"]:
+def subgoal_changes(
+    subgoal: Int[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"]
+) -> Bool[np.ndarray, "B T"]:
     """Steps at which another subgoal holds than at the step before; never the first step."""
     changes = np.zeros_like(mask)
     changes[:, 1:] = (subgoal[:, 1:] != subgoal[:, :-1]) & mask[:, 1:]
     return changes
 
 
-def count_matches(found: Bool[np.ndarray, "T"], true: Bool[np.ndarray, "T"], tolerance: int = 1) -> int:
+def count_matches(
+    found: Bool[np.ndarray, "T"], true: Bool[np.ndarray, "T"], tolerance: int = 1
+) -> int:
     """Size of the largest one-to-one matching of events at most `tolerance` steps apart."""
-    matches, candidates = 0, list(np.flatnonzero(found))
+    matches = 0
+    candidates = list(np.flatnonzero(found))
     for time in np.flatnonzero(true):
         while candidates and candidates[0] < time - tolerance:
             candidates.pop(0)
@@ -41,12 +46,17 @@ def switching_scores(
 ) -> dict[str, float]:
     """Scores of beta [B, T] without the first step, where it is 1 by definition.
 
-    switch_f1 allows a switch to miss a change by `tolerance` steps, switch_f1_within_1 by one step. random_f1 and
-    random_f1_within_1 are those of switches drawn at random at the same rate: what alignment by chance gives.
+    switch_f1: a switch may miss a change of the subgoal by `tolerance` steps.
+    switch_f1_within_1: by one step.
+    random_f1, random_f1_within_1: the same of switches drawn at random at the same rate, which is
+    what chance gives.
+    switch_rate, true_switch_rate: share of steps with an open switch, with a change of the subgoal.
+    mid_share: share of steps at which beta is neither a clear no nor a clear yes.
     """
     counted = mask.copy()
     counted[:, 0] = False
-    found, true = (switch >= SWITCH_THRESHOLD) & counted, subgoal_changes(subgoal, mask)
+    found = (switch >= SWITCH_THRESHOLD) & counted
+    true = subgoal_changes(subgoal, mask)
     rate = float(found[counted].mean())
     random = (np.random.default_rng(0).random(switch.shape) < rate) & counted
     middle = (switch > MIDDLE[0]) & (switch < MIDDLE[1])

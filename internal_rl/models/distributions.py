@@ -10,7 +10,10 @@ from jaxtyping import Array, Float, Int
 
 @struct.dataclass
 class Categorical:
-    """logits: [..., n], need not be normalised."""
+    """One of n choices.
+
+    logits: [..., n], need not be normalised.
+    """
 
     logits: jax.Array
 
@@ -24,7 +27,11 @@ class Categorical:
 
 @struct.dataclass
 class Gaussian:
-    """Diagonal normal; mean and log_std [..., n]; densities are summed over the last axis, in nats."""
+    """Diagonal normal; densities are summed over the last axis, in nats.
+
+    mean: [..., n].
+    log_std: [..., n].
+    """
 
     mean: jax.Array
     log_std: jax.Array
@@ -37,7 +44,7 @@ class Gaussian:
         return self.reparameterise(jax.random.normal(key, self.mean.shape))
 
     def reparameterise(self, noise: Float[Array, "... n"]) -> Float[Array, "... n"]:
-        """The draw that standard normal noise makes; it may be broadcast."""
+        """The draw that this standard normal noise makes; the noise may be broadcast."""
         return self.mean + jnp.exp(self.log_std) * noise
 
     def entropy(self) -> Float[Array, "..."]:
@@ -51,8 +58,12 @@ class Gaussian:
 
 @struct.dataclass
 class UnitGaussian:
-    """Normal of unit variance around mean [..., n]; its log-densities are means over the last axis, not sums, so that
-    the weight of a loss does not depend on n."""
+    """Normal of unit variance, whose log-densities are means over the last axis, not sums.
+
+    The weight of a loss then does not depend on n.
+
+    mean: [..., n].
+    """
 
     mean: jax.Array
 
@@ -65,7 +76,12 @@ class UnitGaussian:
 
 @struct.dataclass
 class Mixture:
-    """K diagonal normals: logits [..., K], need not be normalised; mean and log_std [..., K, n]."""
+    """A mixture of K diagonal normals, its components.
+
+    logits: [..., K], of the components' weights, need not be normalised.
+    mean: [..., K, n].
+    log_std: [..., K, n].
+    """
 
     logits: jax.Array
     mean: jax.Array
@@ -73,7 +89,8 @@ class Mixture:
 
     def joint_log_prob(self, value: Float[Array, "... n"]) -> Float[Array, "... K"]:
         """log p(component, value)."""
-        return jax.nn.log_softmax(self.logits) + Gaussian(self.mean, self.log_std).log_prob(value[..., None, :])
+        log_weight = jax.nn.log_softmax(self.logits)
+        return log_weight + Gaussian(self.mean, self.log_std).log_prob(value[..., None, :])
 
     def log_prob(self, value: Float[Array, "... n"]) -> Float[Array, "..."]:
         return jax.nn.logsumexp(self.joint_log_prob(value), -1)
@@ -81,7 +98,10 @@ class Mixture:
     def sample(self, key: Array) -> Float[Array, "... n"]:
         component_key, value_key = jax.random.split(key)
         component = jax.random.categorical(component_key, self.logits)
-        pick = lambda x: jnp.take_along_axis(x, component[..., None, None], -2)[..., 0, :]
+
+        def pick(x: Float[Array, "... K n"]) -> Float[Array, "... n"]:
+            return jnp.take_along_axis(x, component[..., None, None], -2)[..., 0, :]
+
         return Gaussian(pick(self.mean), pick(self.log_std)).sample(value_key)
 
 

@@ -4,6 +4,7 @@ Shape legend: B batch, T time, D width of the residual stream, H heads, K head w
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ def fan_in(scale: float) -> Callable:
     return nnx.initializers.variance_scaling(scale, "fan_in", "normal")
 
 
-def linear(inputs: int, outputs: int, scale: float, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+def linear(
+    inputs: int, outputs: int, scale: float, rngs: nnx.Rngs, bias: bool = True
+) -> nnx.Linear:
     """Affine map with fan-in initialisation of variance `scale` and zero bias."""
     return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=fan_in(scale), rngs=rngs)
 
@@ -27,7 +30,7 @@ def rms_normalise(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
 
 
 def project(x: Array, table: Float[Array, "I D"], multi_hot: bool) -> Float[Array, "... D"]:
-    """x @ table. A multi-hot x comes as the indices of its ones, so that the product is a sum of rows."""
+    """x @ table; for a multi-hot x, given as the indices of its ones, the sum of those rows."""
     return table[x.astype(jnp.int32)].sum(-2) if multi_hot else x @ table
 
 
@@ -42,15 +45,26 @@ class RMSNorm(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Linear layers with ReLU between them; `scale_last` sets the variance of the last one."""
+    """Linear layers with ReLU between them.
+
+    scale: variance times fan-in at initialisation.
+    scale_last: the same for the last layer.
+    """
 
     def __init__(
-        self, sizes: tuple[int, ...], rngs: nnx.Rngs, scale: float = 1.0, scale_last: float = 1.0, bias: bool = True
+        self,
+        sizes: tuple[int, ...],
+        rngs: nnx.Rngs,
+        scale: float = 1.0,
+        scale_last: float = 1.0,
+        bias: bool = True,
     ):
         scales = [scale] * (len(sizes) - 2) + [scale_last]
-        self.layers = nnx.List(
-            [linear(i, o, s, rngs, bias) for i, o, s in zip(sizes[:-1], sizes[1:], scales, strict=True)]
-        )
+        layers = [
+            linear(inputs, outputs, scale, rngs, bias)
+            for (inputs, outputs), scale in zip(pairwise(sizes), scales, strict=True)
+        ]
+        self.layers = nnx.List(layers)
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         *inner, last = self.layers
@@ -60,16 +74,21 @@ class MLP(nnx.Module):
 
 
 class GRU(nnx.Module):
-    """Gated recurrent unit; the input half of the gates runs parallel over time.
+    """Gated recurrent unit; the gates' products with the inputs run parallel over time.
 
-    memory: a state starts out fading by 1/e within about that many steps in the most persistent unit, 2 in the least,
-    and spread evenly in log between them (chrono initialisation, Tallec & Ollivier 2018); 2: no unit is set apart.
+    memory: about how many steps a state takes at initialisation to fade to 1/e in the most
+      persistent unit. In the least persistent one it takes 2; between them the numbers of steps are
+      spread evenly in log (chrono initialisation, Tallec & Ollivier 2018). With 2 all units are
+      alike.
     """
 
-    def __init__(self, inputs: int, width: int, rngs: nnx.Rngs, scale: float = 1.0, memory: float = 2.0):
+    def __init__(
+        self, inputs: int, width: int, rngs: nnx.Rngs, scale: float = 1.0, memory: float = 2.0
+    ):
         self.width = width
         self.input = linear(inputs, 3 * width, scale, rngs)
-        spread = jnp.log(jnp.geomspace(2.0, memory, width) - 1)  # of the update gate's logit: 0 for 2 steps
+        # The update gate's bias says how slowly a state fades: 0 for 2 steps.
+        spread = jnp.log(jnp.geomspace(2.0, memory, width) - 1)
         self.input.bias = nnx.Param(jnp.zeros(3 * width).at[width : 2 * width].set(spread))
         self.recurrent = linear(width, 3 * width, scale, rngs, bias=False)
 
@@ -88,12 +107,15 @@ class GRU(nnx.Module):
         return self._advance(self.input(x), h)
 
     def unroll(
-        self, x: Float[Array, "B T I"], mask: Bool[Array, "B T"] | None = None, reverse: bool = False
+        self,
+        x: Float[Array, "B T I"],
+        mask: Bool[Array, "B T"] | None = None,
+        reverse: bool = False,
     ) -> Float[Array, "B T H"]:
-        """The state after each step; where `mask` is False the state is kept as it was."""
+        """The state after each step; where `mask` is False it stays as it was."""
         keep = jnp.ones(x.shape[:2], bool) if mask is None else mask
 
-        def advance(h, step):
+        def advance(h: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
             gates, valid = step
             h = jnp.where(valid[:, None], self._advance(gates, h), h)
             return h, h

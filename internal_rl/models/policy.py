@@ -1,7 +1,7 @@
 """The policies that internal RL and raw-action RL train, behind one face.
 
-`step(x, memory, t) -> (distribution, memory)` acts, `unroll(x [B, N, ...]) -> distribution [B, N]` learns from the
-decisions of an episode in order; both give the same numbers.
+`step(x, memory, t) -> (distribution, memory)` acts; `unroll(x [B, N, ...]) -> distribution [B, N]`
+learns from the decisions of an episode in order; both give the same numbers.
 """
 
 from typing import Any, Protocol
@@ -12,28 +12,32 @@ from flax import nnx, struct
 from jaxtyping import Array, Float
 
 from internal_rl.config import PolicyConfig
-from internal_rl.models.backbone import Backbone, episode_starts
+from internal_rl.models.backbone import Backbone, Memory, episode_starts
 from internal_rl.models.distributions import Distribution, Gaussian, Mixture
 from internal_rl.models.hawk import Hawk
 from internal_rl.models.layers import GRU, MLP, linear, rms_normalise
 from internal_rl.models.proposal import Proposal
 
-LOGIT_SCALE = 5.0  # weights of experts have to move far within few updates
+LOGIT_SCALE = 5.0  # the weights of components have to move far within few updates
 
 
 class Policy(Protocol):
-    """What a rollout needs of a policy."""
+    """What a rollout needs of a policy; x is what it reads, a type of its own."""
 
-    def init_memory(self, batch: int, length: int) -> Any: ...
+    def init_memory(self, batch: int, length: int) -> Memory: ...
 
-    def step(self, x: Any, memory: Any, t: Array) -> tuple[Distribution, Any]: ...
+    def step(self, x: Any, memory: Memory, t: Array) -> tuple[Distribution, Memory]: ...
 
     def unroll(self, x: Any) -> Distribution: ...
 
 
 @struct.dataclass
 class LatentInput:
-    """What the latent policy reads. residual_stream: e_t [..., D]; observation: o_t [..., O], for a proposal."""
+    """What the latent policy reads.
+
+    residual_stream: [..., D], e_t.
+    observation: [..., O], o_t, for a proposal.
+    """
 
     residual_stream: jax.Array
     observation: jax.Array
@@ -42,42 +46,58 @@ class LatentInput:
 class LatentPolicy(nnx.Module):
     """pi(z | e at switch times): one recurrent block and an MLP (App. C.5).
 
-    Without a proposal z is normal: the MLP gives the mean, the std does not depend on the state. With one, z is
-    from its mixture: the MLP moves the weights of the experts, each has an offset and a std of its own.
+    Without a proposal z is normal: the MLP gives the mean, and the std does not depend on the
+    state. With one, z comes from its mixture: the MLP moves the weights of the components, and each
+    component has an offset and a std of its own.
 
-    e is RMS-normalised, without a learned scale, before the block reads it (ours: the paper does not say).
+    e is RMS-normalised, without a learned scale, before the block reads it (ours: the paper does
+    not say).
     """
 
     def __init__(
-        self, inputs: int, latent: int, config: PolicyConfig, rngs: nnx.Rngs, proposal: Proposal | None = None
+        self,
+        inputs: int,
+        latent: int,
+        config: PolicyConfig,
+        rngs: nnx.Rngs,
+        proposal: Proposal | None = None,
     ):
-        self.config, self.proposal = config, proposal
+        self.config = config
+        self.proposal = proposal
+
+        # The recurrent block, which remembers the decisions of the episode.
         if config.mixer == "gru":
             self.mixer = GRU(inputs, config.width, rngs)
         else:
             self.input = linear(inputs, config.width, 1.0, rngs)
             self.mixer = Hawk(config.width, config.num_heads, 1.0, 1.0, rngs)
+
+        # The distribution: [Z], or [K, Z] for the components of a proposal.
         shape = (latent,) if proposal is None else proposal.shape
         self.mlp = MLP((config.width, config.mlp_width, shape[0]), rngs, scale_last=0.01)
         self.log_std = nnx.Param(jnp.full(shape, jnp.log(config.initial_std)))
         if proposal is not None:
             self.offset = nnx.Param(jnp.zeros(shape))
 
-    def _distribution(self, features: Float[Array, "... W"], observation: Array) -> Gaussian | Mixture:
+    def _distribution(
+        self, features: Float[Array, "... W"], observation: Array
+    ) -> Gaussian | Mixture:
         output = self.mlp(features)
         if self.proposal is None:
             return Gaussian(output, jnp.broadcast_to(self.log_std[...], output.shape))
         means = self.proposal.means(observation)
-        means = means if self.config.train_experts else jax.lax.stop_gradient(means)
+        means = means if self.config.train_components else jax.lax.stop_gradient(means)
         means = self.config.gain * means + self.offset[...]
         logits = self.proposal.log_weight[...] + LOGIT_SCALE * output
         return Mixture(logits, means, jnp.broadcast_to(self.log_std[...], means.shape))
 
-    def init_memory(self, batch: int, length: int) -> Any:
+    def init_memory(self, batch: int, length: int) -> Memory:
         """Memory before the first decision."""
-        return self.mixer.init_memory(batch) if isinstance(self.mixer, GRU) else self.mixer.init_memory(batch, length)
+        if isinstance(self.mixer, GRU):
+            return self.mixer.init_memory(batch)
+        return self.mixer.init_memory(batch, length)
 
-    def step(self, x: LatentInput, memory: Any, t: Array) -> tuple[Gaussian | Mixture, Any]:
+    def step(self, x: LatentInput, memory: Memory, t: Array) -> tuple[Gaussian | Mixture, Memory]:
         """One decision; x: [B]."""
         e = rms_normalise(x.residual_stream)
         if isinstance(self.mixer, GRU):
@@ -97,17 +117,20 @@ class LatentPolicy(nnx.Module):
 
 
 class RawPolicy:
-    """The base model's own weights and action head, as a policy over raw actions (Fig. 8's baseline)."""
+    """The base model itself, as a policy over raw actions (the baseline of Fig. 8).
+
+    RL trains the base model's own weights, action head included.
+    """
 
     def __init__(self, backbone: Backbone):
         self.backbone = backbone
 
-    def init_memory(self, batch: int, length: int) -> Any:
+    def init_memory(self, batch: int, length: int) -> Memory:
         """Memory before the first step."""
         return self.backbone.init_lower(batch, length), self.backbone.init_upper(batch, length)
 
-    def step(self, x: Array, memory: Any, t: Array) -> tuple[Distribution, Any]:
-        """One action. x: the observation."""
+    def step(self, x: Array, memory: Memory, t: Array) -> tuple[Distribution, Memory]:
+        """One action; x: the observation."""
         lower, upper = memory
         e, lower = self.backbone.step_lower(x, lower, t)
         prediction, upper = self.backbone.step_upper(e, upper, t)

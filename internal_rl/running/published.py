@@ -8,13 +8,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from internal_rl.config import CONF, Config, ConfigError, compose, settings, to_dict
+from internal_rl.config import RENAMED, Config, ConfigError, to_dict
+from internal_rl.config import settings as settings_of
+from internal_rl.running.compose import CONF, compose
+
+Json = dict[str, Any]  # a saved config or summary, or its settings by dotted path
 
 PLAIN = re.compile(r"[A-Za-z_][\w.:/-]*|\d+(-\d+)+")  # what Hydra reads as a string without quotes
 WORDS = ("null", "true", "false", "nan", "inf")  # but for these
 
 
-def resolved(config: dict[str, Any]) -> dict[str, Any]:
+def settings(config: Json) -> Json:
+    """The settings of a saved config that change results, under the names they have today."""
+    return {RENAMED.get(key, key): value for key, value in settings_of(config).items()}
+
+
+def resolved(config: Json) -> Json:
     """The settings of a saved config, by dotted path; keys added since have their defaults."""
     found = settings(to_dict(Config())) | settings(config)
     if found["env.map_seed"] is None:  # the map of the run's seed
@@ -22,7 +31,7 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def overrides(config: dict[str, Any], conf: Path = CONF) -> list[str]:
+def overrides(config: Json, conf: Path = CONF) -> list[str]:
     """What scripts/pipeline.py has to be given for the settings of `config`, in Hydra's syntax.
 
     Experiment and seed, then every setting in which `config` differs from the preset in `conf`.
@@ -36,14 +45,14 @@ def overrides(config: dict[str, Any], conf: Path = CONF) -> list[str]:
     return chosen + [f"{key}={_hydra(published[key])}" for key in differing]
 
 
-def _hydra(value: Any) -> str:
+def _hydra(value: object) -> str:
     """A value in Hydra's syntax."""
     if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
-def vanished(config: dict[str, Any]) -> list[str]:
+def vanished(config: Json) -> list[str]:
     """Settings of `config` that no longer exist, with their values."""
     known = settings(to_dict(Config()))
     return [f"{key}={_hydra(value)}" for key, value in settings(config).items() if key not in known]
@@ -54,7 +63,7 @@ def command(arguments: list[str]) -> str:
     return shlex.join(["python", "scripts/pipeline.py", *arguments])
 
 
-def overrides_then(config: dict[str, Any], commit: str) -> list[str] | None:
+def overrides_then(config: Json, commit: str) -> list[str] | None:
     """As `overrides`, from the presets of `commit`.
 
     None where that is not known: this commit is missing, or today's schema refuses its presets.
@@ -71,7 +80,7 @@ def overrides_then(config: dict[str, Any], commit: str) -> list[str] | None:
             return None
 
 
-def history(config: dict[str, Any], commits: str) -> str:
+def history(config: Json, commits: str) -> str:
     """Sentences on what has changed since the run: presets, and settings that are gone."""
     now = overrides(config)
     then = overrides_then(config, commits.split(", ")[0])
@@ -84,7 +93,7 @@ def history(config: dict[str, Any], commits: str) -> str:
     return " ".join(sentences)
 
 
-def unclean(summaries: dict[str, dict[str, Any]]) -> str | None:
+def unclean(summaries: dict[str, Json]) -> str | None:
     """Why these runs cannot be published, None if they can.
 
     Nobody else can get the code of a tree with changes.

@@ -1,4 +1,7 @@
-"""One RL seed of a run in a process of its own: `python -m internal_rl.worker RUN_DIR ALGORITHM SEED`."""
+"""One RL seed of a run in a process of its own.
+
+`python -m internal_rl.running.worker RUN_DIR ALGORITHM SEED`
+"""
 
 from internal_rl import runtime
 
@@ -6,18 +9,19 @@ runtime.setup()
 
 import sys  # noqa: E402
 
-from internal_rl.experiment import load_run  # noqa: E402
+from internal_rl.run import load_run  # noqa: E402
 from internal_rl.stages import reinforce  # noqa: E402
-from internal_rl.train_loop import Interrupted  # noqa: E402
+from internal_rl.training.loop import Interrupted  # noqa: E402
 
 
 def main(directory: str, algorithm: str, rl_seed: str) -> int:
     """Train and test one seed; the exit status is 3 if it was interrupted and saved."""
-    run, seed = load_run(directory), int(rl_seed)
+    run = load_run(directory)
+    seed = int(rl_seed)
     runtime.use_matmul_precision(run.config.matmul_precision)
     with run.tracker(seed=seed) as tracker:
         try:
-            result = reinforce.run_seed(run.config, run.post_env, run.directory, tracker, algorithm, seed)  # type: ignore[arg-type]
+            result = reinforce.run_seed(run, tracker, algorithm, seed)  # type: ignore[arg-type]
         except Interrupted as stop:
             print(stop, file=sys.stderr)
             return 3

@@ -1,41 +1,47 @@
-"""Probability of each leg of the post-training task: what decides whether internal RL meets a first success (Fig. A4).
+"""Probability of each leg of the post-training task (Fig. A4).
 
-A leg leads from one abstract subgoal to the next; the first one leads from the start. The subgoal before it is
-reached with the true-goal controllers, then latents take over. Two numbers per leg: `held`, one latent steers to the
-end of the leg and the switch never asks for another; `redrawn`, every opening of the switch draws another one from
-the same source, as the untrained policy does. Beside them stands how often that policy completes the whole task.
+It decides whether internal RL meets a first success. A leg leads from one abstract subgoal to the
+next, the first one from the start. The subgoal before it is reached with the true-goal controllers,
+then latents take over. Two numbers per leg: `held`, one latent steers to the end of the leg and the
+switch never asks for another; `redrawn`, every opening of the switch draws another one from the
+same source, as the untrained policy does. Beside them stands how often that policy completes the
+whole task.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
+from flax import struct
 
 from envs.api import Environment, TimeStep
 from envs.tasks import TaskSet
 from internal_rl import streams
 from internal_rl.config import Config
+from internal_rl.data.chunks import in_chunks
+from internal_rl.data.dataset import DatasetError
 from internal_rl.driver import Driver
-from internal_rl.experiment import make_env
 from internal_rl.internal_env import ControlledEnv, ControlledState
-from internal_rl.models.metacontroller import SWITCH_THRESHOLD
+from internal_rl.models.backbone import Backbone
+from internal_rl.models.metacontroller import SWITCH_THRESHOLD, Metacontroller
+from internal_rl.models.model import Model
+from internal_rl.models.proposal import Proposal
+from internal_rl.models.steered import GoalControllers, SteeredModel
 from internal_rl.rollout import split_keys
-from internal_rl.stages.controllers import goal_control, load_controllers
-from internal_rl.stages.discover import load_metacontroller
-from internal_rl.stages.pretrain import load_base
-from internal_rl.stages.propose import load_matches, load_proposal
-from internal_rl.stages.reinforce import make_learner, seed_key
-from internal_rl.trajectories import DatasetError, in_chunks
+from internal_rl.run import Result, Run, Stage, make_env
+from internal_rl.trained import seed_key
+from internal_rl.training.tracking import Tracker
 
 Source = Literal["base", "prior", "same_code", "first_code", "start", "expert"]
-Steering = Literal["nothing", "codes", "experts"]
-UNTRAINED, HOST_UNTRAINED = 65_536, 4_096  # episodes of the policy before RL: half a minute, a minute or two
+Steering = Literal["nothing", "codes", "components"]
+# Episodes of the policy before RL: half a minute and, where the physics runs on the host, a minute
+# or two.
+UNTRAINED = 65_536
+HOST_UNTRAINED = 4_096
 REDRAWS = 8  # latents kept ready per trial; after that many openings the first one comes again
 
 
@@ -49,18 +55,65 @@ class Leg(NamedTuple):
 class Latents(NamedTuple):
     """What a source draws for each trial, for its first latent and each redraw.
 
-    codes: [B, K, Z]; expert: int [B, K], the proposal's expert whose latent is added to them.
+    codes: [B, K, Z].
+    component: int [B, K], of the proposal, whose latent is added to the codes.
     """
 
     codes: Any
-    expert: Any
+    component: Any
+
+
+class Models(NamedTuple):
+    """What steers the trials.
+
+    proposal: None where internal RL starts from none.
+    """
+
+    base: Model[Backbone]
+    metacontroller: Model[Metacontroller]
+    proposal: Model[Proposal] | None
+    controllers: GoalControllers
+
+
+class Handover(NamedTuple):
+    """The latent of a `Relay`.
+
+    released: bool [B], the code steers.
+    code: [B, Z].
+    subgoal: int [B], whose controller steers until then.
+    """
+
+    released: jax.Array
+    code: jax.Array
+    subgoal: jax.Array
+
+
+class Relay:
+    """Controllers of the true subgoal steer until they hand over to the codes.
+
+    codes: what decodes them; None: nothing steers then.
+    """
+
+    def __init__(self, goals: GoalControllers, codes: Metacontroller | None):
+        self.goals = goals
+        self.codes = codes
+
+    def control(self, e: jax.Array, latent: Handover) -> jax.Array:
+        """The controlled stream [B, D]."""
+        steered = self.goals.control(e, latent.subgoal)
+        free = e if self.codes is None else self.codes.control(e, latent.code)
+        return jnp.where(latent.released[:, None], free, steered)
 
 
 @struct.dataclass
 class _Trial:
     """One row per trial, so that trials which have ended can be put aside.
 
-    latents: [B, K, Z] and expert: [B, K] as in Latents.
+    controlled: the world, and the base model in its loop.
+    history: [B, H], h_{t-1} of the metacontroller.
+    keys: [B].
+    latents: [B, K, Z], the codes of `Latents`.
+    component: int [B, K], as in `Latents`.
     prefix: int32 [B], colours that the true-goal controllers visit first.
     drawn: int32 [B], latents taken from `latents` so far.
     latent: [B, Z], the one in force.
@@ -72,7 +125,7 @@ class _Trial:
     history: jax.Array
     keys: jax.Array
     latents: jax.Array
-    expert: jax.Array
+    component: jax.Array
     prefix: jax.Array
     drawn: jax.Array
     latent: jax.Array
@@ -81,8 +134,11 @@ class _Trial:
 
 
 def legs_of(tasks: TaskSet, post_tasks: TaskSet) -> list[Leg]:
-    """The legs of the post-training tasks that matter for a first success: the first one, and those that the
-    pretraining tasks never show. [] if they show all of them, or where the tasks break the subgoals."""
+    """The legs of the post-training tasks that matter for a first success.
+
+    These are the first one and those that the pretraining tasks never show; [] if they show all of
+    them, or where the tasks break the subgoals.
+    """
     unseen = post_tasks.subgoal_transitions & ~tasks.subgoal_transitions
     if post_tasks.breaks_subgoals or not unseen.any():
         return []
@@ -91,12 +147,13 @@ def legs_of(tasks: TaskSet, post_tasks: TaskSet) -> list[Leg]:
 
 
 def leg_name(tasks: TaskSet, leg: Leg) -> str:
-    """ "start>0", "0>1" or, for pairs, "0-1>2-3"."""
+    """A leg as results name it: "start>0", "0>1" or, for pairs, "0-1>2-3"."""
     before = "start" if leg.before is None else tasks.name(leg.before)
     return f"{before}>{tasks.name(leg.goal)}"
 
 
 def _colours(tasks: TaskSet, leg: Leg) -> tuple[int, ...]:
+    """The colours to visit, those of the subgoal before the leg included."""
     before = () if leg.before is None else tasks.subgoals[leg.before]
     return (*before, *tasks.subgoals[leg.goal])
 
@@ -104,29 +161,31 @@ def _colours(tasks: TaskSet, leg: Leg) -> tuple[int, ...]:
 Player = Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def make_player(env: Environment, graphs: Any, steering: Steering, chunk: int) -> Player:
-    """A function (parameters, goal_params, latents, prefix [B], keys [B]) -> bool [B] each: reached the subgoal before
-    the leg, completed the leg, completed it without another opening of the switch.
+def make_player(env: Environment, steering: Steering, chunk: int) -> Player:
+    """A function (models, latents, prefix [B], keys [B]) that plays trials.
 
-    graphs, parameters: of base model, metacontroller and, for "experts", the proposal. prefix: int32, how many
-    colours come before the leg. keys: fix the episodes. At most `chunk` trials are played at a time.
+    prefix: int32, how many colours come before the leg. keys: fix the episodes. At most `chunk`
+    trials are played at a time.
+
+    The function returns bool [B] each: reached the subgoal before the leg, completed the leg,
+    completed it without another opening of the switch.
     """
 
-    def merge(parameters: Any):
-        base, *others = (nnx.merge(g, p) for g, p in zip(graphs, parameters[0], strict=True))
-        return ControlledEnv(env, base), *others
+    def world(models: Models, metacontroller: Metacontroller) -> ControlledEnv:
+        relay = Relay(models.controllers, None if steering == "nothing" else metacontroller)
+        return ControlledEnv(env, SteeredModel(models.base.module(), relay))
 
-    def start(parameters: Any, latents: Latents, prefix: jax.Array, keys: jax.Array) -> _Trial:
-        controlled_env, metacontroller, *_ = merge(parameters)
+    def start(models: Models, latents: Latents, prefix: jax.Array, keys: jax.Array) -> _Trial:
+        metacontroller = models.metacontroller.module()
         episodes = len(prefix)
         reset_keys, act_keys = split_keys(keys)
         no = jnp.zeros(episodes, bool)
         return _Trial(
-            controlled=controlled_env.reset(reset_keys),
+            controlled=world(models, metacontroller).reset(reset_keys),
             history=metacontroller.init_history(episodes),
             keys=act_keys,
             latents=latents.codes,
-            expert=latents.expert,
+            component=latents.component,
             prefix=prefix,
             drawn=jnp.zeros(episodes, jnp.int32),
             latent=jnp.zeros_like(latents.codes[:, 0]),
@@ -134,105 +193,145 @@ def make_player(env: Environment, graphs: Any, steering: Steering, chunk: int) -
             held=~no,
         )
 
-    def act(parameters: Any, trial: _Trial, t: jax.Array):
-        controlled_env, metacontroller, *proposal = merge(parameters)
-        _, goal_params = parameters
-        state, pinpad = trial.controlled, trial.controlled.env.pinpad
+    def act(models: Models, trial: _Trial, t: jax.Array) -> tuple[_Trial, Any, jax.Array]:
+        metacontroller = models.metacontroller.module()
+        state = trial.controlled
+        pinpad = state.env.pinpad
 
         # The latents take over where the leg begins, and once more wherever the switch has opened.
         released = pinpad.index >= trial.prefix
         take = released & ((trial.drawn == 0) | trial.renew)
         slot = (trial.drawn % REDRAWS)[:, None]
         drawn = jnp.take_along_axis(trial.latents, slot[..., None], 1)[:, 0]
-        if steering == "experts":
-            means = proposal[0].means(state.timestep.observation)
-            expert = jnp.take_along_axis(trial.expert, slot, 1)
-            drawn = drawn + jnp.take_along_axis(means, expert[..., None], 1)[:, 0]
+        if steering == "components":
+            assert models.proposal is not None
+            means = models.proposal.module().means(state.timestep.observation)
+            component = jnp.take_along_axis(trial.component, slot, 1)
+            drawn = drawn + jnp.take_along_axis(means, component[..., None], 1)[:, 0]
         latent = jnp.where(take[:, None], drawn, trial.latent)
 
         # Before that, the controller of the subgoal that the episode asks for.
         subgoal = jnp.asarray(env.tasks.subgoal_of)[jax.vmap(lambda p: p.colour)(pinpad)]
-        steered = goal_control(goal_params, state.e, subgoal)
-        free = state.e if steering == "nothing" else metacontroller.control(state.e, latent)
         keys = jax.vmap(jax.random.fold_in, (0, None))(trial.keys, t)
-        after, action = controlled_env.act(keys, state, jnp.where(released[:, None], free, steered), t)
+        handover = Handover(released, latent, subgoal)
+        after, action = world(models, metacontroller).act(keys, state, handover, t)
+
         history = metacontroller.advance_history(state.e, trial.history)
-        trial = replace(trial, controlled=after, history=history, latent=latent, drawn=trial.drawn + take)
+        drawn_now = trial.drawn + take
+        trial = replace(trial, controlled=after, history=history, latent=latent, drawn=drawn_now)
         return trial, after.env, action
 
-    def observe(parameters: Any, trial: _Trial, env_state: Any, timestep: TimeStep, t: jax.Array) -> _Trial:
-        controlled_env, metacontroller, *_ = merge(parameters)
+    # The switch reads h_{t-1} and the latent in force, as in internal RL.
+    def observe(
+        models: Models, trial: _Trial, env_state: Any, timestep: TimeStep, t: jax.Array
+    ) -> _Trial:
+        metacontroller = models.metacontroller.module()
+        controlled_env = world(models, metacontroller)
         after = controlled_env.observe(trial.controlled, env_state, timestep, t)
         beta = metacontroller.switch(after.e, trial.history, trial.latent)
         opened = (trial.drawn > 0) & (beta >= SWITCH_THRESHOLD) & ~timestep.done
         return replace(trial, controlled=after, renew=opened, held=trial.held & ~opened)
 
-    driver, begin = Driver(env, act, observe, env.horizon, compact=True), jax.jit(start)
+    # The task of a trial ends with its leg: once all of it is visited the leg is made.
+    driver = Driver(env, act, observe, env.horizon, compact=True)
+    begin = jax.jit(start)
 
-    def play(inputs: Any, latents: Latents, prefix: np.ndarray, keys: jax.Array):
-        trial = driver(inputs, begin(inputs, latents, prefix, keys))
+    def play(
+        models: Models, latents: Latents, prefix: jax.Array, keys: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        trial = driver(models, begin(models, latents, prefix, keys))
         pinpad = trial.controlled.env.pinpad
         made = pinpad.index == pinpad.length
         held = made if steering == "nothing" else made & trial.held
         return pinpad.index >= prefix, made, held
 
-    def in_pieces(parameters: Any, goal_params: Any, latents: Latents, prefix: np.ndarray, keys: jax.Array):
-        return in_chunks(partial(play, (parameters, goal_params)), chunk, latents, prefix, keys)
+    def in_pieces(
+        models: Models, latents: Latents, prefix: np.ndarray, keys: jax.Array
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return in_chunks(partial(play, models), chunk, latents, prefix, keys)
 
     return in_pieces
 
 
-def run(config: Config, directory: Path) -> dict[str, Any]:
+def run(run: Run, tracker: Tracker) -> Result:
     """Rates of the legs of the post-training task by source, and of the untrained policy's success.
 
-    Sources: base: no latent; prior: latents of the prior; same_code: codes of the wanted subgoal from held-out
-    episodes; first_code: such codes from first segments, times `policy.gain`; start: what the latent policy starts
-    from; expert: with a proposal, the expert that held-out labels name for the wanted subgoal.
+    Sources:
+    base: no latent.
+    prior: latents of the prior.
+    same_code: codes of the wanted subgoal from held-out episodes.
+    first_code: such codes from first segments, times `policy.gain`.
+    start: what the latent policy starts from.
+    expert: with a proposal, the component that held-out labels name for the wanted subgoal.
 
-    Returns held and redrawn, {source: {leg: rate}}, trials, {source: {leg: how many}}, and untrained, {"episodes",
-    "successes"}. A leg whose first subgoal was never reached is left out. The rates are {} where the switch is always
-    open, or the post-training task has no unseen transition. A co-trained base model is steered to the first subgoal
-    by the controllers of the pretrained one; "base" is the pretrained one.
+    Returns held and redrawn, {source: {leg: rate}}, trials, {source: {leg: how many}}, and
+    untrained, {"episodes", "successes"}. A leg whose first subgoal was never reached is left out.
+    The rates are {} where the switch is always open, or the post-training task has no unseen
+    transition. A co-trained base model is steered to the first subgoal by the controllers of the
+    pretrained one; "base" is the pretrained one.
     """
-    rates = _rates(config, directory)
-    return {**rates, "untrained": untrained(config, directory)}
+    return {**_rates(run), "untrained": untrained(run)}
 
 
-def _rates(config: Config, directory: Path) -> dict[str, dict[str, dict[str, float]]]:
-    tasks, post_tasks = make_env(config).tasks, make_env(config, config.env.post_tasks).tasks
-    legs = legs_of(tasks, post_tasks)
+STAGE = Stage(
+    name="transitions",
+    run=run,
+    needs=("controllers", "discover", "propose"),
+    before=("reinforce",),  # it tells whether RL can meet a first success
+    reads=(
+        "propose",
+        "policy",
+        "transitions",
+        "reinforce.batch_size",
+        "env.post_tasks",
+        "env.horizon",
+    ),
+    current=lambda result: "held" in result,
+)
+
+
+def _rates(run: Run) -> dict[str, dict[str, dict[str, float]]]:
+    """held, redrawn and trials of `run`."""
+    config = run.config
+    tasks = run.env.tasks
+    legs = legs_of(tasks, run.post_env.tasks)
     if not legs or config.metacontroller.force_switch:
         return {"held": {}, "redrawn": {}, "trials": {}}
 
-    # A world whose tasks are the legs alone: what each episode asks for tells its leg.
-    env = make_env(config, ",".join("-".join(map(str, _colours(tasks, leg))) for leg in legs))
+    # A world whose tasks are the legs alone.
+    names = ["-".join(map(str, _colours(tasks, leg))) for leg in legs]
+    env = make_env(config, ",".join(names))
     episodes = config.controllers.trials * len(legs)
     keys = streams.row_keys(streams.key(config.seed, "transitions.episodes"), episodes)
+
+    # What an episode asks for tells its leg; all sources play the same episodes.
     starts = jax.jit(jax.vmap(env.reset))(split_keys(keys)[0])[0]
     leg_of = {_colours(tasks, leg): index for index, leg in enumerate(legs)}
-    asked = [tuple(c for c in task if c >= 0) for task in np.asarray(starts.pinpad.task).tolist()]
+    asked = [tuple(c for c in task if c >= 0) for task in starts.pinpad.task.tolist()]
     leg = np.array([leg_of[colours] for colours in asked])
     goal = np.array([each.goal for each in legs])[leg]
     prefixes = [0 if each.before is None else len(tasks.subgoals[each.before]) for each in legs]
     prefix = np.array(prefixes, np.int32)[leg]
 
-    # Models: the pretrained base for "base", else those that RL acts through.
-    base_graph, base_params, graphdef, params = load_metacontroller(config, env, directory)
-    graphs, parameters = (base_graph, graphdef), (base_params, params)
-    sources = _sources(config, tasks, directory, goal)
-    if config.propose.experts:
-        proposal_graph, proposal = load_proposal(config, env, directory)
+    # The pretrained base for "base", else the models that RL acts through, with its gain.
+    trained = run.models
+    proposal = trained.proposal()
+    if proposal is not None:
         gain = config.policy.gain
-        enlarged = {**proposal, "table": gain * proposal["table"], "bias": gain * proposal["bias"]}
-        graphs, parameters = (*graphs, proposal_graph), (*parameters, enlarged)
-    pretrained = (load_base(config, env, directory)[1], *parameters[1:])
-    goal_params = load_controllers(config, env, directory)
+        params = proposal.params
+        enlarged = {**params, "table": gain * params["table"], "bias": gain * params["bias"]}
+        proposal = proposal.with_params(enlarged)
+    models = Models(
+        trained.steered_base(), trained.metacontroller(), proposal, trained.controllers()
+    )
+    pretrained = models._replace(base=trained.base())
 
+    # Rates are among the trials that reached the subgoal before the leg.
     result: dict[str, dict[str, dict[str, float]]] = {"held": {}, "redrawn": {}, "trials": {}}
-    player = cache(lambda steering: make_player(env, graphs, steering, config.reinforce.batch_size))
-    for source, (steering, latents) in sources.items():
-        models = pretrained if source == "base" else parameters
-        reached, made, held = player(steering)(models, goal_params, latents, prefix, keys)
+    player = cache(lambda steering: make_player(env, steering, config.reinforce.batch_size))
+    for source, (steering, latents) in _sources(run, goal).items():
+        chosen_models = pretrained if source == "base" else models
+        reached, made, held = player(steering)(chosen_models, latents, prefix, keys)
         for number, each in enumerate(legs):
             chosen = (leg == number) & reached
             if not chosen.any():
@@ -244,26 +343,30 @@ def _rates(config: Config, directory: Path) -> dict[str, dict[str, dict[str, flo
     return result
 
 
-def _sources(
-    config: Config, tasks: TaskSet, directory: Path, goal: np.ndarray
-) -> dict[Source, tuple[Steering, Latents]]:
+def _sources(run: Run, goal: np.ndarray) -> dict[Source, tuple[Steering, Latents]]:
     """What each source draws for trials with these goals [B]."""
-    with np.load(directory / "discover" / "diagnostics.npz", allow_pickle=False) as file:
+    # The codes of held-out episodes that discovery has left, with their true subgoals.
+    config = run.config
+    tasks = run.env.tasks
+    path = run.directory / "discover" / "diagnostics.npz"
+    with np.load(path, allow_pickle=False) as file:
         bank = file["code_latent"]
         bank_subgoal = file["code_subgoal"]
         bank_first = file["code_ordinal"] == 0
         if "num_subgoals" not in file and len(tasks.subgoals) < tasks.num_colours:
             raise DatasetError(
-                f"{directory / 'discover' / 'diagnostics.npz'}: codes of colours (an older version's), not of abstract "
+                f"{path}: codes of colours (an older version's), not of abstract "
                 "subgoals; delete results/discover.json of the run, and run it again"
             )
+
+    # Draws of the prior, and of codes by subgoal.
     rng = streams.generator(config.seed, "transitions.latents")
     shape = (len(goal), REDRAWS)
     prior = rng.normal(size=(*shape, bank.shape[1])).astype(np.float32)
     nobody = np.zeros(shape, int)
 
     def codes_of_goals(usable: np.ndarray) -> np.ndarray:
-        """Codes of each trial's goal from the `usable` ones of the bank; zeros where there is none."""
+        """Codes of each trial's goal, from the `usable` ones of the bank; zeros where none is."""
         codes = np.zeros_like(prior)
         for subgoal in np.unique(goal):
             pool = np.flatnonzero(usable & (bank_subgoal == subgoal))
@@ -272,6 +375,8 @@ def _sources(
                 codes[rows] = bank[rng.choice(pool, (int(rows.sum()), REDRAWS))]
         return codes
 
+    # Without a proposal the latent policy starts from a wider or narrower prior, else from its
+    # components, drawn by weight.
     every = np.ones_like(bank_first)
     first = config.policy.gain * codes_of_goals(bank_first)
     start = Latents(config.policy.initial_std * prior, nobody)
@@ -282,13 +387,12 @@ def _sources(
         "first_code": ("codes", Latents(first, nobody)),
         "start": ("codes", start),
     }
-    if config.propose.experts:
-        proposal = load_proposal(config, make_env(config), directory)[1]
-        weight = np.exp(np.asarray(proposal["log_weight"], np.float64))
+    if (proposal := run.models.proposal()) is not None:
+        weight = np.exp(np.asarray(proposal.params["log_weight"], np.float64))
         drawn = rng.choice(len(weight), shape, p=weight / weight.sum())
-        named = load_matches(directory).argmax(0)[goal]
-        sources["start"] = ("experts", start._replace(expert=drawn))
-        sources["expert"] = ("experts", Latents(np.zeros_like(prior), np.repeat(named[:, None], REDRAWS, 1)))
+        named = np.repeat(run.models.matches().argmax(0)[goal][:, None], REDRAWS, 1)
+        sources["start"] = ("components", start._replace(component=drawn))
+        sources["expert"] = ("components", Latents(np.zeros_like(prior), named))
     return sources
 
 
@@ -297,18 +401,22 @@ def untrained_episodes(config: Config, env: Environment) -> int:
     return config.transitions.untrained_episodes or (HOST_UNTRAINED if env.on_host else UNTRAINED)
 
 
-def untrained(config: Config, directory: Path) -> dict[str, int]:
-    """Fresh episodes of the latent policy as it is before RL on the post-training task, and how many succeed."""
-    env = make_env(config, config.env.post_tasks)
-    learner, frozen = make_learner(config, env, directory, "internal_rl")
+def untrained(run: Run) -> dict[str, int]:
+    """Fresh episodes of the latent policy as it is before RL, and how many of them succeed."""
+    # The policy of the first RL seed before its first update.
+    config = run.config
+    models = run.post_models
+    actor = models.actor("internal_rl")
     policy_key = streams.fold(seed_key(config, "internal_rl", 0), "weights.policy")
-    params = jax.jit(lambda key: learner.init(key, frozen).params)(policy_key)
-    play = learner.player()
-    episodes = untrained_episodes(config, env)
+    actor = actor.with_policy(jax.jit(models.policy_initialiser(actor))(policy_key))
+
+    # Played in batches of RL's size, at least as many episodes as asked for.
+    play = models.rollout("internal_rl")
+    episodes = untrained_episodes(config, run.post_env)
     chunk = min(config.reinforce.batch_size, episodes)
     calls = -(-episodes // chunk)
     successes = 0
     for call in range(calls):
         key = streams.key(config.seed, "transitions.untrained", call)
-        successes += int(np.asarray(play(params, frozen, key, chunk).success).sum())
+        successes += int(np.asarray(play(actor, key, chunk).success).sum())
     return {"episodes": calls * chunk, "successes": successes}

@@ -2,14 +2,17 @@
 
 On disk a checkpoint is a folder:
 
-    metadata.json       the arrays' names, shapes and dtypes, which folder holds them, the caller's metadata
+    metadata.json       the arrays' names, shapes and dtypes, which folder holds them, the
+                        caller's metadata
     arrays-<random>/    the arrays, an Orbax checkpoint
 
-Every save writes a new arrays folder, then renames a new metadata.json over the old one. That rename is the
-only moment at which the checkpoint changes, so a crash at any other moment leaves the former one whole.
+Every save writes a new arrays folder, then renames a new metadata.json over the old one. That
+rename is the only moment at which the checkpoint changes, so a crash at any other moment leaves the
+former one whole.
 
-Arrays travel as NumPy arrays under flat names ("params/blocks/0/kernel"): dictionaries with int keys, optax
-named tuples and a checkpoint written on another kind of device then need no special case.
+Arrays travel as NumPy arrays under flat names ("params/blocks/0/kernel"): dictionaries with int
+keys, optax named tuples and a checkpoint written on another kind of device then need no special
+case.
 """
 
 import json
@@ -24,10 +27,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 FORMAT = 1
-FILE_BYTES = 8 * 2**20  # about the largest file of a checkpoint: small enough to be carried between machines
+# About the largest file of a checkpoint: small enough to be carried between machines.
+FILE_BYTES = 8 * 2**20
 
 _Spec = tuple[tuple[int, ...], str]  # shape, dtype name
 
@@ -39,18 +44,20 @@ class CheckpointError(Exception):
     """A checkpoint cannot be written or read; the message says why and what to do."""
 
 
-def save(path: Path, tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
+def save(path: Path, tree: PyTree, metadata: Mapping[str, Any] | None = None) -> None:
     """Write `tree` and `metadata` as the checkpoint at `path`, replacing a former one atomically.
 
     Args:
         path: the checkpoint's folder; parents are made.
-        tree: a pytree of arrays and numbers (no typed PRNG keys: save `jax.random.key_data` of them).
+        tree: a pytree of arrays and numbers (no typed PRNG keys: save `jax.random.key_data` of
+            them).
         metadata: anything JSON can hold (step, config, versions).
 
     Raises:
         CheckpointError: a leaf is not a plain array, or two leaves have the same name.
         TypeError: the metadata is not JSON.
     """
+    # All that may be refused comes first: what is there stays whole.
     arrays = {name: _to_numpy(name, leaf) for name, leaf in _flatten(tree).items()}
     folder = f"arrays-{secrets.token_hex(4)}"
     manifest = {
@@ -59,10 +66,11 @@ def save(path: Path, tree: Any, metadata: Mapping[str, Any] | None = None) -> No
         "arrays": {name: _spec(array) for name, array in arrays.items()},
         "metadata": dict(metadata or {}),
     }
-    text = json.dumps(manifest, indent=1)  # before anything is written: it may raise
+    text = json.dumps(manifest, indent=1)
 
+    # Orbax refuses empty arrays: the manifest alone holds them.
     path.mkdir(parents=True, exist_ok=True)
-    stored = {name: array for name, array in arrays.items() if array.size}  # Orbax refuses empty arrays
+    stored = {name: array for name, array in arrays.items() if array.size}
     if stored:
         with _small_files():
             ocp.save(str(path.absolute() / folder), stored)
@@ -70,35 +78,44 @@ def save(path: Path, tree: Any, metadata: Mapping[str, Any] | None = None) -> No
     _remove_old_arrays(path, keep=folder)
 
 
-def restore(path: Path, like: Any) -> Any:
-    """Read the checkpoint at `path` into the structure of `like`, as jax arrays on the default device.
+def restore(path: Path, like: PyTree) -> PyTree:
+    """Read the checkpoint at `path` into the structure of `like`.
+
+    The leaves are jax arrays on the default device.
 
     Args:
         path: a folder written by `save`.
         like: a pytree of arrays or `jax.ShapeDtypeStruct`. Structure and shapes must agree with the
-            checkpoint; float widths (and int widths) may differ, the arrays take the dtype of `like`.
+            checkpoint; float widths (and int widths) may differ, the arrays take the dtype of
+            `like`.
 
     Raises:
-        CheckpointError: nothing there, not a checkpoint, or it does not fit `like`. Nothing is loaded then.
+        CheckpointError: nothing there, not a checkpoint, or it does not fit `like`. Nothing is
+            loaded then.
     """
+    # Nothing is loaded that does not fit.
     manifest = _read_manifest(path)
     saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["arrays"].items()}
     needed = {name: _spec(leaf) for name, leaf in _flatten(like).items()}
     _check_fit(path, saved, needed)
 
+    # Arrays of the saved shapes: the empty ones are complete, Orbax reads the others.
     arrays = {name: np.empty(shape, jnp.dtype(dtype)) for name, (shape, dtype) in saved.items()}
     abstract = {name: array for name, array in arrays.items() if array.size}
     if abstract:
         folder = path.absolute() / manifest["folder"]
         if not folder.is_dir():
-            raise CheckpointError(f"{path} is damaged: no folder {folder.name}. Remedy: save it again")
+            raise CheckpointError(
+                f"{path} is damaged: no folder {folder.name}. Remedy: save it again"
+            )
         arrays |= ocp.load(str(folder), abstract)
+
     leaves = [arrays[name].astype(dtype, copy=False) for name, (_, dtype) in needed.items()]
     return jax.tree.unflatten(jax.tree.structure(like), jax.device_put(leaves))
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The metadata given to `save`. Raises CheckpointError when there is no checkpoint at `path`."""
+    """The metadata given to `save`; raises CheckpointError where no checkpoint lies at `path`."""
     return _read_manifest(path)["metadata"]
 
 
@@ -114,8 +131,11 @@ def _small_files() -> ocp.Context:
     return context
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by name, in the order of the tree; None and empty containers belong to the structure."""
+def _flatten(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, in the order of the tree.
+
+    None and empty containers belong to the structure.
+    """
     leaves: dict[str, Any] = {}
     for key_path, leaf in jax.tree.leaves_with_path(tree):
         name = jax.tree_util.keystr(key_path, simple=True, separator="/")
@@ -125,12 +145,14 @@ def _flatten(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def _to_numpy(name: str, leaf: Any) -> np.ndarray:
+def _to_numpy(name: str, leaf: object) -> np.ndarray:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise CheckpointError(f"{name}: a typed PRNG key. Remedy: save jax.random.key_data(key)")
     array = np.asarray(leaf)
     if array.dtype.hasobject or array.dtype.kind in "SU":
-        raise CheckpointError(f"{name}: a {type(leaf).__name__}, no array. Remedy: put it in the metadata")
+        raise CheckpointError(
+            f"{name}: a {type(leaf).__name__}, no array. Remedy: put it in the metadata"
+        )
     return array
 
 
@@ -147,9 +169,11 @@ def _check_fit(path: Path, saved: dict[str, _Spec], needed: dict[str, _Spec]) ->
     name = differing[0]
     others = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
     raise CheckpointError(
-        f"{name}: checkpoint has {_describe(saved.get(name))}, the model needs {_describe(needed.get(name))}"
-        f"{others}; was the model's configuration (e.g. model.width) changed? "
-        f"Remedy: use the configuration kept in {path / 'metadata.json'}, or train this stage into a new run"
+        f"{name}: checkpoint has {_describe(saved.get(name))}, "
+        f"the model needs {_describe(needed.get(name))}{others}; "
+        f"was the model's configuration (e.g. model.width) changed? "
+        f"Remedy: use the configuration kept in {path / 'metadata.json'}, "
+        f"or train this stage into a new run"
     )
 
 
@@ -166,17 +190,25 @@ def _describe(spec: _Spec | None) -> str:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise CheckpointError(f"{path}: no such folder. Remedy: run the stage that writes this checkpoint")
+        raise CheckpointError(
+            f"{path}: no such folder. Remedy: run the stage that writes this checkpoint"
+        )
     file = path / "metadata.json"
     if not file.is_file():
-        raise CheckpointError(f"{path} is not a checkpoint: it has no metadata.json. Remedy: check the path")
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it has no metadata.json. Remedy: check the path"
+        )
     try:
         manifest = json.loads(file.read_text())
         found = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is no checkpoint's metadata. Remedy: check the path") from error
+        raise CheckpointError(
+            f"{file} is no checkpoint's metadata. Remedy: check the path"
+        ) from error
     if found != FORMAT:
-        raise CheckpointError(f"{path}: format {found}, this code reads {FORMAT}. Remedy: save it again")
+        raise CheckpointError(
+            f"{path}: format {found}, this code reads {FORMAT}. Remedy: save it again"
+        )
     return manifest
 
 

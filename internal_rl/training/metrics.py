@@ -11,13 +11,21 @@ _ENDINGS = {  # of the ant
 }
 _RL_METRICS = {
     "success": "share of the batch's episodes that end in success",
-    "return_mean": "mean undiscounted return of an episode",
-    "episode_length": "mean primitive steps of an episode",
-    "num_switches": "mean switches (decisions of the policy) of an episode",
-    "approx_kl": "approximate KL from the policy that collected the batch to that of the last pass over it, nats",
+    "return_mean": "mean undiscounted return per episode",
+    "episode_length": "mean primitive steps per episode",
+    "num_switches": "mean switches (decisions of the policy) per episode",
+    "approx_kl": (
+        "approximate KL from the policy that collected the batch to that of the last pass over it, "
+        "nats"
+    ),
     "clip_fraction": "share of decisions whose probability ratio is clipped",
-    "policy_std": "mean standard deviation of the policy's Gaussian, where it starts from no proposal",
-    "component_std": "mean standard deviation of the mixture's components, where the policy starts from a proposal",
+    "policy_std": (
+        "mean standard deviation of the policy's Gaussian, where it starts from no proposal"
+    ),
+    "component_std": (
+        "mean standard deviation of the mixture's components, where the policy starts from a "
+        "proposal"
+    ),
     "grad_norm": "global gradient norm before clipping",
     "episodes_per_second": "episodes collected and learnt from, per second of wall time",
     "updated": "1 if the batch gave an update, 0 if all its returns were equal",
@@ -38,47 +46,99 @@ _EXPERT_METRICS = {
 # The one list of what may be logged: "stage/metric" -> (x axis, meaning). A stage has one x axis.
 METRICS: dict[str, tuple[str, str]] = {
     "pretrain/loss": ("step", "total training loss"),
-    "pretrain/nll": ("step", "negative log-likelihood of the action, nats a step"),
-    "pretrain/next_observation_loss": ("step", "loss of the next observation's prediction, nats a step"),
+    "pretrain/nll": ("step", "negative log-likelihood of the action, nats per step"),
+    "pretrain/next_observation_loss": (
+        "step",
+        "loss of the next observation's prediction, nats per step",
+    ),
     "pretrain/grad_norm": ("step", "global gradient norm before clipping"),
-    "pretrain/valid_nll": ("step", "action NLL on held-out episodes, nats a step"),
-    "pretrain/bayes_nll": ("step", "action NLL of the Bayes filter over tasks on the same episodes"),
-    "pretrain/oracle_nll": ("step", "action NLL of the expert that knows the task on the same episodes"),
-    "pretrain/steps_per_second": ("step", "gradient steps per second of wall time, evaluation included"),
-    "controllers/nll": ("step", "action NLL of the base steered by the supervised controllers, nats a step"),
+    "pretrain/valid_nll": ("step", "action NLL on held-out episodes, nats per step"),
+    "pretrain/bayes_nll": (
+        "step",
+        "action NLL of the Bayes filter over tasks on the same episodes",
+    ),
+    "pretrain/oracle_nll": (
+        "step",
+        "action NLL of the expert that knows the task on the same episodes",
+    ),
+    "pretrain/steps_per_second": (
+        "step",
+        "gradient steps per second of wall time, evaluation included",
+    ),
+    "controllers/nll": (
+        "step",
+        "action NLL of the base steered by the supervised controllers, nats per step",
+    ),
     "controllers/grad_norm": ("step", "global gradient norm before clipping"),
     "controllers/valid_nll": ("step", "the same on held-out episodes"),
-    "controllers/steps_per_second": ("step", "gradient steps per second of wall time, evaluation included"),
+    "controllers/steps_per_second": (
+        "step",
+        "gradient steps per second of wall time, evaluation included",
+    ),
     "discover/loss": ("step", "NLL + alpha KL"),
-    "discover/nll": ("step", "action NLL of the steered base in training (on D*), nats a step"),
-    "discover/kl": ("step", "KL of the posterior of z from the prior, nats a step, over the steps that the NLL counts"),
+    "discover/nll": (
+        "step",
+        "action NLL of the steered base in training (on D*), nats per step",
+    ),
+    "discover/kl": (
+        "step",
+        "KL of the posterior of z from the prior, nats per step, over the steps of the NLL",
+    ),
     "discover/kl_per_episode": (
         "step",
-        "held-out KL summed over an episode, nats: the rate of Fig. 7. Not with metacontroller.shared_noise, whose "
-        "steps share one draw, nor with discover.recovery or splice, which train another likelihood",
+        "held-out KL summed over an episode, nats: the rate of Fig. 7. Not with "
+        "metacontroller.shared_noise, whose steps share one draw, nor with discover.recovery or "
+        "splice, which train another likelihood",
     ),
     "discover/alpha": ("step", "weight of the KL"),
     "discover/switch_rate": ("step", "share of steps at which z is replaced"),
     "discover/true_switch_rate": ("step", "share of steps at which the expert's goal changes"),
-    "discover/switch_f1": ("step", "F1 of the switches against the expert's, within discover.tolerance steps"),
+    "discover/switch_f1": (
+        "step",
+        "F1 of the switches against the expert's, within discover.tolerance steps",
+    ),
     "discover/random_f1": ("step", "F1 of random switches of equal rate"),
     "discover/switch_f1_colours": (
         "step",
         "F1 against the changes of the colour, not of the abstract subgoal",
     ),
     "discover/random_f1_colours": ("step", "the same of random switches of equal rate"),
-    "discover/switch_f1_within_1": ("step", "F1 of the switches within one step, whatever discover.tolerance"),
+    "discover/switch_f1_within_1": (
+        "step",
+        "F1 of the switches within one step, whatever discover.tolerance",
+    ),
     "discover/random_f1_within_1": ("step", "the same of random switches of equal rate"),
     "discover/mid_share": ("step", "share of steps whose beta lies in (0.1, 0.9)"),
-    "discover/valid_nll": ("step", "action NLL of the steered base on held-out episodes of D, nats a step"),
-    "discover/nll_hard": ("step", "held-out NLL with the switch open or shut, as internal RL has it, never in between"),
+    "discover/valid_nll": (
+        "step",
+        "action NLL of the steered base on held-out episodes of D, nats per step",
+    ),
+    "discover/nll_hard": (
+        "step",
+        "held-out NLL with the switch open or shut, as internal RL has it, never in between",
+    ),
     "discover/nll_zero": ("step", "held-out NLL with z = 0"),
-    "discover/nll_permuted": ("step", "held-out NLL with z taken from another episode, as long as that lasts"),
+    "discover/nll_permuted": (
+        "step",
+        "held-out NLL with z taken from another episode, as long as that lasts",
+    ),
     "discover/nll_prior": ("step", "held-out NLL with z drawn from the prior"),
-    "discover/nll_same_code": ("step", "held-out NLL with z from another episode's segment of the same subgoal"),
-    "discover/nll_first_code": ("step", "the same with z from the first segment of another episode"),
-    "discover/bayes_nll": ("step", "action NLL of the Bayes filter over tasks on the same episodes"),
-    "discover/oracle_nll": ("step", "action NLL of the expert that knows the task on the same episodes"),
+    "discover/nll_same_code": (
+        "step",
+        "held-out NLL with z from another episode's segment of the same subgoal",
+    ),
+    "discover/nll_first_code": (
+        "step",
+        "the same with z from the first segment of another episode",
+    ),
+    "discover/bayes_nll": (
+        "step",
+        "action NLL of the Bayes filter over tasks on the same episodes",
+    ),
+    "discover/oracle_nll": (
+        "step",
+        "action NLL of the expert that knows the task on the same episodes",
+    ),
     "discover/base_nll": ("step", "action NLL of the pretrained base alone on the same episodes"),
     "discover/grad_norm": ("step", "global gradient norm before clipping"),
     "discover/steps_per_second": ("step", "gradient steps per second of wall time"),
@@ -87,7 +147,7 @@ METRICS: dict[str, tuple[str, str]] = {
         for stage in ("propose", "propose_kept", "propose_supported")
         for name, meaning in {
             "log_prob": "mean log-likelihood of the codes under the proposal, nats",
-            "noise": "mean standard deviation of an expert",
+            "noise": "mean standard deviation of a component",
             "start": "number of the random start",
             "grad_norm": "global gradient norm",
             "steps_per_second": "gradient steps per second of wall time",
@@ -100,13 +160,17 @@ METRICS: dict[str, tuple[str, str]] = {
 
 
 def measured_legs(result: Mapping[str, Any]) -> dict[str, Any]:
-    """held, redrawn, trials and untrained of a result of the stage transitions; older ones gave held rates alone."""
+    """held, redrawn, trials and untrained of a result of the stage transitions.
+
+    Older results hold the held rates alone.
+    """
     if not result:
         return {}
     names = ("held", "redrawn", "trials", "untrained")
     if "held" in result:
         return {name: result[name] for name in names}
-    held = {source: rates for source, rates in result.items() if source not in ("seconds", "made_by")}
+    other = ("seconds", "made_by")
+    held = {source: rates for source, rates in result.items() if source not in other}
     return {"held": held, "redrawn": {}, "trials": {}, "untrained": {}}
 
 
@@ -116,7 +180,9 @@ def is_first_leg(name: str) -> bool:
 
 
 def geometric_mean(rates: Mapping[str, float]) -> float:
-    """Geometric mean of the probabilities of unseen transitions, the first leg left out, zero counted as 1e-4; NaN of
-    none."""
+    """Geometric mean of the probabilities of unseen transitions; NaN of none.
+
+    The first leg is left out, and zero counts as 1e-4.
+    """
     unseen = [rate for name, rate in rates.items() if not is_first_leg(name)]
     return float(np.exp(np.log(np.maximum(unseen, 1e-4)).mean())) if unseen else float("nan")

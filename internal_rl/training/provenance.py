@@ -4,11 +4,19 @@ import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import jax
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium", "minigrid", "hydra-core")
+PACKAGES = (
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "gymnasium",
+    "minigrid",
+    "hydra-core",
+)
 
 
 def versions() -> dict[str, str]:
@@ -23,21 +31,26 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Git commit of the code, with "+changes" if the tree differs from it; "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    """Git commit of the code, with "+changes" if the tree differs; "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+
     try:
-        run = lambda *args: subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout
-        return run("rev-parse", "--short", "HEAD").strip() + ("+changes" if run("status", "--porcelain") else "")
+        head = git("rev-parse", "--short", "HEAD").strip()
+        return f"{head}+changes" if git("status", "--porcelain") else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def device() -> dict[str, Any]:
+def device() -> dict[str, str | int]:
     """Kind and number of the devices JAX computes on."""
     devices = jax.devices()
     return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
 
 
-def maker() -> dict[str, Any]:
+def maker() -> dict[str, object]:
     """All three: what a result that is computed now is made by."""
     return {"commit": commit(), "versions": versions(), "device": device()}

@@ -1,7 +1,7 @@
 """Metrics: their names, the JSON lines every run writes, Weights & Biases, and a progress line.
 
-`metrics.jsonl` in the run's folder is the record that everything else reads (reports, pictures). W&B is a
-mirror of it: whatever fails there costs a warning, never a training.
+`metrics.jsonl` in the run's folder is the record that everything else reads (reports, pictures).
+W&B is a mirror of it: whatever fails there costs a warning, never a training.
 """
 
 import fcntl
@@ -21,33 +21,38 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from internal_rl.metrics import METRICS
+from internal_rl.training.metrics import METRICS
 
 if TYPE_CHECKING:
     from wandb import Run
 
+Line = dict[str, Any]  # of metrics.jsonl
+
 _log = logging.getLogger(__name__)
 
 _LINE_KEYS = {"stage", "step", "episodes", "time"}
-_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no such numbers: strings
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings: JSON has none
 
 
 class UnknownMetricError(KeyError):
     """A metric that METRICS does not list."""
 
     def __str__(self) -> str:
-        return f"unknown metric '{self.args[0]}': add it to METRICS in internal_rl/metrics.py"
+        return (
+            f"unknown metric '{self.args[0]}': add it to METRICS in internal_rl/training/metrics.py"
+        )
 
 
 class Tracker:
     """Writes a run's metrics to `run_dir/metrics.jsonl` and, unless disabled, to W&B.
 
-    Several processes may hold a Tracker on the same folder: lines are appended whole. Give W&B to one of
-    them; the others pass `wandb_mode="disabled"` and the first `forward`s what they wrote.
+    Several processes may hold a Tracker on the same folder: lines are appended whole. Give W&B to
+    one of them; the others pass `wandb_mode="disabled"` and the first `forward`s what they wrote.
 
     Args:
         run_dir: the run's folder, made if needed; W&B keeps its files in `run_dir/wandb`.
-        wandb_mode: "auto" (online if there is a key, else offline), "online", "offline" or "disabled".
+        wandb_mode: "auto" (online if there is a key, else offline), "online", "offline" or
+            "disabled".
         project, name, config: W&B's project, run name and configuration.
         context: keys added to every line, e.g. {"seed": 3}; they tell parallel runs apart.
 
@@ -68,7 +73,9 @@ class Tracker:
         self._context = dict(context or {})
         taken = _LINE_KEYS | {metric.split("/")[1] for metric in METRICS}
         if clash := sorted(taken & self._context.keys()):
-            raise ValueError(f"context key {clash[0]!r} names a metric or a key of the line: rename it")
+            raise ValueError(
+                f"context key {clash[0]!r} names a metric or a key of the line: rename it"
+            )
         run_dir.mkdir(parents=True, exist_ok=True)
         options = {"project": project, "name": name, "config": {**(config or {}), **self._context}}
         self._run = _start_wandb(run_dir, wandb_mode, options)
@@ -84,13 +91,14 @@ class Tracker:
             return
         axis = _axis(stage, metrics)
         values = {name: _plain(value) for name, value in metrics.items()}
-        line = {"stage": stage, axis: int(x), "time": round(time.time(), 3), **self._context, **values}
+        head = {"stage": stage, axis: int(x), "time": round(time.time(), 3)}
+        line = {**head, **self._context, **values}
         with _locked(self._file):
             os.write(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
         point = {axis: int(x)} | {name: float(value) for name, value in metrics.items()}
         self._send(lambda run: run.log({f"{stage}/{key}": value for key, value in point.items()}))
 
-    def forward(self, lines: Iterable[Mapping[str, Any]]) -> None:
+    def forward(self, lines: Iterable[Line]) -> None:
         """Send lines that other processes wrote (as `read_metrics` gives them) to W&B only.
 
         The context becomes part of the name: `internal_rl/seed_1/success`.
@@ -99,9 +107,10 @@ class Tracker:
             stage = line["stage"]
             axis = "step" if "step" in line else "episodes"
             values = {key: value for key, value in line.items() if f"{stage}/{key}" in METRICS}
-            context = [f"{key}_{line[key]}" for key in line if key not in values and key not in _LINE_KEYS]
-            prefix = "/".join([stage, *context])
-            point = {f"{stage}/{axis}": line[axis]} | {f"{prefix}/{key}": values[key] for key in values}
+            context = [key for key in line if key not in values and key not in _LINE_KEYS]
+            prefix = "/".join([stage, *(f"{key}_{line[key]}" for key in context)])
+            point = {f"{prefix}/{key}": value for key, value in values.items()}
+            point = {f"{stage}/{axis}": line[axis], **point}
             self._send(lambda run, point=point: run.log(point))
 
     def media(self, stage: str, name: str, path: Path) -> None:
@@ -124,7 +133,7 @@ class Tracker:
 
         self._send(send)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, float]) -> None:
         """Set the run's summary in W&B: the figures its table shows."""
         self._send(lambda run: run.summary.update(dict(summary)))
 
@@ -147,18 +156,21 @@ class Tracker:
             return
         try:
             send(self._run)
-        except Exception as error:  # noqa: BLE001  W&B has many kinds of failure, and none is worth a training
-            _log.warning("W&B failed and is off from here on; metrics.jsonl goes on (%s)", _first_line(error))
+        except Exception as error:  # noqa: BLE001  many kinds, and none is worth a training
+            _log.warning(
+                "W&B failed and is off from here on; metrics.jsonl goes on (%s)", _first_line(error)
+            )
             self._run = None
 
 
-def read_metrics(run_dir: Path, stage: str | None = None) -> list[dict[str, Any]]:
-    """The lines of `run_dir/metrics.jsonl` (of one stage), oldest first; [] where nothing was logged.
+def read_metrics(run_dir: Path, stage: str | None = None) -> list[Line]:
+    """The lines of `run_dir/metrics.jsonl`, or of one stage in it, oldest first.
 
-    A line cut off by a killed process is skipped. A run that was resumed may hold an x twice.
+    [] where nothing was logged. A line cut off by a killed process is skipped. A run that was
+    resumed may hold an x twice.
     """
     file = run_dir / "metrics.jsonl"
-    lines: list[dict[str, Any]] = []
+    lines: list[Line] = []
     for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
             line = json.loads(text)
@@ -170,10 +182,11 @@ def read_metrics(run_dir: Path, stage: str | None = None) -> list[dict[str, Any]
 
 
 class Progress:
-    """A tqdm bar with the time left on a terminal; elsewhere a plain line every 10 s and at the end."""
+    """A tqdm bar on a terminal; elsewhere a plain line every 10 s and at the end."""
 
     def __init__(self, total: int, description: str, initial: int = 0) -> None:
-        plain = {"file": _Lines(), "mininterval": 10.0, "miniters": 1, "ncols": 0}  # no columns: no bar
+        # No columns: no bar.
+        plain = {"file": _Lines(), "mininterval": 10.0, "miniters": 1, "ncols": 0}
         style: dict[str, Any] = {"dynamic_ncols": True} if sys.stderr.isatty() else plain
         self._bar: tqdm[None] = tqdm(total=total, desc=description, initial=initial, **style)
 
@@ -203,7 +216,7 @@ class _Lines:
 
 
 def progress(total: int, description: str, initial: int = 0) -> Progress:
-    """A progress display: `update(n, nll=...)` as the work goes, then `close()`, or a `with` block."""
+    """A progress display: `update(n, nll=...)` as the work goes, then `close()`; or with `with`."""
     return Progress(total, description, initial)
 
 
@@ -222,7 +235,10 @@ def _plain(value: float) -> float | str:
 
 
 def _open_lines(path: Path) -> int:
-    """Open for appending; end a line that a killed process has cut off, so that it spoils no other."""
+    """Open for appending.
+
+    A line that a killed process has cut off is ended, so that it spoils no other.
+    """
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     with _locked(file):
         size = os.fstat(file).st_size
@@ -259,23 +275,33 @@ def _start_wandb(run_dir: Path, mode: str, options: dict[str, Any]) -> "Run | No
     return None
 
 
-def _init_wandb(run_dir: Path, mode: Literal["online", "offline"], options: dict[str, Any]) -> "Run":
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no telemetry threads: offline means offline
+def _init_wandb(
+    run_dir: Path, mode: Literal["online", "offline"], options: dict[str, Any]
+) -> "Run":
+    # No telemetry threads: offline means offline.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    id_file = run_dir / "wandb_id"  # kept, so that a resumed training goes on in the same W&B run
+    # The id is kept, so that a resumed training goes on in the same W&B run.
+    id_file = run_dir / "wandb_id"
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4))
-    # Timeouts: a dead network may cost half a minute at the start and a minute at the end, not more.
-    settings = wandb.Settings(login_timeout=30, init_timeout=30, finish_timeout=60, silent=True, console="off")
+
+    # Timeouts: a dead network may cost half a minute at the start and a minute at the end, no more.
+    settings = wandb.Settings(
+        login_timeout=30, init_timeout=30, finish_timeout=60, silent=True, console="off"
+    )
     try:
         wandb.setup(settings)
         resume = "allow" if mode == "online" else None  # offline cannot, and would say so
-        options |= {"dir": run_dir.absolute(), "id": id_file.read_text().strip(), "settings": settings}
+        run_id = id_file.read_text().strip()
+        options |= {"dir": run_dir.absolute(), "id": run_id, "settings": settings}
         run = wandb.init(mode=mode, resume=resume, **options)
     except Exception:
         wandb.teardown()  # else the next attempt finds the run's id in use
         raise
+
+    # Every stage has an x axis of its own.
     for stage, axis in {(metric.split("/")[0], axis) for metric, (axis, _) in METRICS.items()}:
         run.define_metric(f"{stage}/{axis}")
         run.define_metric(f"{stage}/*", step_metric=f"{stage}/{axis}")

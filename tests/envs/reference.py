@@ -1,7 +1,7 @@
-"""The grid world's rules again in plain Python, from the paper's text, to check the JAX code against.
+"""The grid world's rules in plain Python, from the paper's text, to check the JAX code against.
 
-Nothing is shared with `envs/`: breadth-first search instead of value iteration, a sum over whole tasks instead
-of a filter over automaton states.
+Nothing is shared with `envs/`: breadth-first search instead of value iteration, a sum over whole
+tasks instead of a filter over automaton states.
 """
 
 from collections import deque
@@ -13,13 +13,15 @@ import numpy as np
 def move(size, walls, cell, action):
     """Where `action` (up, right, down, left) leads."""
     row, column = divmod(cell, size)
-    row, column = [(row - 1, column), (row, column + 1), (row + 1, column), (row, column - 1)][action]
+    row, column = [(row - 1, column), (row, column + 1), (row + 1, column), (row, column - 1)][
+        action
+    ]
     target = row * size + column
     return target if 0 <= row < size and 0 <= column < size and target not in walls else cell
 
 
 def bfs(size, objects, num_colours, goal):
-    """{cell: steps to the colour `goal`} entering no other colour; unreachable cells are missing."""
+    """{cell: steps to the colour `goal`} entering no other colour, without unreachable cells."""
     walls = set(objects[num_colours:])
     distance, queue = {objects[goal]: 0}, deque([objects[goal]])
     while queue:
@@ -37,14 +39,22 @@ def bfs(size, objects, num_colours, goal):
 def solvable(size, objects, num_colours, agent):
     """Every colour within reach of the start and of every other colour."""
     starts = [agent, *objects[:num_colours]]
-    return all(start in bfs(size, objects, num_colours, goal) for goal in range(num_colours) for start in starts)
+    return all(
+        start in bfs(size, objects, num_colours, goal)
+        for goal in range(num_colours)
+        for start in starts
+    )
 
 
 class Expert:
-    """Action probabilities [goal, cell, action] on one layout: `clean`, `executed` and of the `labels`."""
+    """Probabilities [goal, cell, action] on one layout: `clean`, `executed`, of the `labels`."""
 
     def __init__(self, size, objects, num_colours, noise, kind):
-        self.size, self.colours, self.walls = size, objects[:num_colours], set(objects[num_colours:])
+        self.size, self.colours, self.walls = (
+            size,
+            objects[:num_colours],
+            set(objects[num_colours:]),
+        )
         self.objects, self.noise = objects, 0.0 if kind == "none" else noise
         self.distance = [bfs(size, objects, num_colours, goal) for goal in range(num_colours)]
         everywhere = [[(goal, cell) for cell in range(size * size)] for goal in range(num_colours)]
@@ -58,7 +68,11 @@ class Expert:
         for action in range(4):
             target = move(self.size, self.walls, cell, action)
             allowed = target == self.colours[goal] or target not in self.objects
-            if target != cell and allowed and self.distance[goal].get(target) == self.distance[goal].get(cell, -9) - 1:
+            if (
+                target != cell
+                and allowed
+                and self.distance[goal].get(target) == self.distance[goal].get(cell, -9) - 1
+            ):
                 best[action] = 1
         return best / max(best.sum(), 1)
 
@@ -88,7 +102,7 @@ def all_tasks(spec, num_colours):
 
 
 def bayes_log_prob(expert, tasks, cells, labels):
-    """log p(label_t | cells_0..t) by the definition: a sum over whole tasks, weighted by their likelihood."""
+    """log p(label_t | cells_0..t) by definition: a sum over whole tasks, by their likelihood."""
     answers = []
     for t, label in enumerate(labels):
         weighted = [
@@ -104,11 +118,13 @@ def bayes_log_prob(expert, tasks, cells, labels):
 
 
 def likelihood(expert, task, cells):
-    """Probability of the positions given `task` and no end so far, and how many of its colours were visited."""
+    """Probability of the positions given `task` and no end so far, and the colours visited."""
     weight, visited = 1.0, 0
     for before, after in pairwise(cells):
         chances = expert.executed[task[visited], before]
-        weight *= sum(chances[a] for a in range(4) if move(expert.size, expert.walls, before, a) == after)
+        weight *= sum(
+            chances[a] for a in range(4) if move(expert.size, expert.walls, before, a) == after
+        )
         if before != after and after in expert.colours:
             visited += 1
             if visited == len(task) or expert.colours[task[visited - 1]] != after:

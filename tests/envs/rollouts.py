@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-jitted = cache(jax.jit)  # one compilation for a method of one environment, however often it is asked for
+jitted = cache(
+    jax.jit
+)  # one compilation for a method of one environment, however often it is asked for
 
 
 def batch(episode, num_episodes, seed=0):
     """`episode(key)` for many keys, fetched to NumPy."""
-    return jax.device_get(jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(seed), num_episodes)))
+    return jax.device_get(
+        jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(seed), num_episodes))
+    )
 
 
 def expert_episode(env, expert, key):
@@ -66,7 +70,10 @@ def random_policy(_):
 
 
 def episode(env, policy, key):
-    """One episode, run to the horizon: the first state and time step, then actions, time steps and progress [T]."""
+    """One episode, run to the horizon.
+
+    The first state and time step, then actions, time steps and progress [T].
+    """
     reset_key, act_key = jax.random.split(key)
     state, first = env.reset(reset_key)
     act = policy(state)
@@ -76,7 +83,9 @@ def episode(env, policy, key):
         state, timestep = env.step(state, action)
         return state, (action, timestep, state.pinpad.index)
 
-    _, (actions, timesteps, progress) = jax.lax.scan(step, state, jax.random.split(act_key, env.horizon))
+    _, (actions, timesteps, progress) = jax.lax.scan(
+        step, state, jax.random.split(act_key, env.horizon)
+    )
     return state, first, actions, timesteps, progress
 
 

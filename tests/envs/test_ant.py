@@ -10,11 +10,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs.gymnasium_adapter  # noqa: F401  (registers the worlds)
+from envs import registry
 from envs.ant import model
 from envs.ant.native import NativePhysics
 from envs.ant.picture import frame
 from envs.ant.world import ENDINGS, AntWorld
-from envs.api import make
 from envs.minigrid_pinpad import PALETTE
 from envs.tasks import parse
 
@@ -33,12 +33,14 @@ def world():
 
 @pytest.fixture(scope="module")
 def walk(world):
-    """The state and the time steps of a torso that is put from place to place, (x, y) or (x, y, height)."""
+    """State and time steps of a torso that is put from place to place, (x, y) or (x, y, height)."""
     after = jax.jit(world.after)
 
     def run(places, task=(0, 1)):
         task = jnp.array([*task, -1, -1][:4])
-        state, timestep = world.start(LAYOUT, position(*FREE), jnp.zeros(14), task, int((task >= 0).sum()))
+        state, timestep = world.start(
+            LAYOUT, position(*FREE), jnp.zeros(14), task, int((task >= 0).sum())
+        )
         timesteps = [timestep]
         for place in places:
             state, timestep = after(state, position(*place), jnp.zeros(14))
@@ -88,7 +90,11 @@ def test_endings(walk, place, ending):
 
 def test_who_falls_into_a_colour_has_not_visited_it(walk):
     state, steps = walk([(*COLOUR_0, 0.1)])
-    assert (ENDINGS[state.ending], int(state.pinpad.index), int(steps[-1].entered)) == ("height", 0, -1)
+    assert (ENDINGS[state.ending], int(state.pinpad.index), int(steps[-1].entered)) == (
+        "height",
+        0,
+        -1,
+    )
 
 
 def test_the_horizon_truncates_unless_the_last_step_ends_the_episode(walk):
@@ -132,7 +138,10 @@ def test_observation_by_hand(world):
     qvel = jnp.arange(14.0) - 3
     _, timestep = world.start(LAYOUT, position(0.5, -1.5, 0.6), qvel, jnp.array([0, 1]), 2)
     body, place, objects, within = np.split(timestep.observation, [27, 29, 35])
-    symlog = lambda x: np.sign(x) * np.log(1 + np.abs(x))
+
+    def symlog(x):
+        return np.sign(x) * np.log(1 + np.abs(x))
+
     np.testing.assert_allclose(body[:13], symlog(np.array([0.6, *STANDING])), rtol=1e-6)
     np.testing.assert_allclose(body[13:], symlog(np.arange(14.0) - 3), rtol=1e-6)
     np.testing.assert_allclose(place, [0.5 / 3, -1.5 / 3], rtol=1e-6)
@@ -143,19 +152,34 @@ def test_observation_by_hand(world):
 
 
 def test_egocentric_observation_by_hand(world):
-    """A heading of 100 degrees: the side of the body that is within 45 degrees of +x, the right one, points at 10."""
-    world = AntWorld(size=3, num_colours=2, num_walls=1, tasks="0-1,1-0", observation="egocentric", physics="native")
+    """At a heading of 100 degrees the body's side nearest to +x, the right one, points at 10."""
+    world = AntWorld(
+        size=3,
+        num_colours=2,
+        num_walls=1,
+        tasks="0-1,1-0",
+        observation="egocentric",
+        physics="native",
+    )
     heading = np.deg2rad(100)
     qpos = position(0.5, -1.5, 0.6).at[3].set(np.cos(heading / 2)).at[6].set(np.sin(heading / 2))
     _, timestep = world.start(LAYOUT, qpos, jnp.zeros(14), jnp.array([0, 1]), 2)
-    body, frame, vertical, place, objects, within, cell = np.split(timestep.observation, [23, 25, 28, 30, 36, 40])
-    symlog = lambda x: np.sign(x) * np.log(1 + np.abs(x))
+    body, frame, vertical, place, objects, within, cell = np.split(
+        timestep.observation, [23, 25, 28, 30, 36, 40]
+    )
+
+    def symlog(x):
+        return np.sign(x) * np.log(1 + np.abs(x))
+
     np.testing.assert_allclose(body[0], symlog(0.6), rtol=1e-6)
     c, s = np.cos(np.deg2rad(10)), np.sin(np.deg2rad(10))
     np.testing.assert_allclose(frame, [c, s], atol=1e-6)
     np.testing.assert_allclose(vertical, [0, 0, 1], atol=1e-6)
     np.testing.assert_allclose(place, [0.5 / 3, -1.5 / 3], rtol=1e-6)
-    ahead_and_left = lambda x, y: [c * x + s * y, c * y - s * x]
+
+    def ahead_and_left(x, y):
+        return [c * x + s * y, c * y - s * x]
+
     seen = [*ahead_and_left(1.5, 3.5), *ahead_and_left(-2.5, -0.5), *ahead_and_left(-0.5, 1.5)]
     np.testing.assert_allclose(objects * 3, seen, atol=1e-5)
     np.testing.assert_allclose(within, [0.5, 0.5, *ahead_and_left(0.5, 0.5)], atol=1e-5)
@@ -163,7 +187,7 @@ def test_egocentric_observation_by_hand(world):
 
 
 def test_starts_lie_in_free_cells_and_near_rest():
-    env = make("ant", num_maps=0)
+    env = registry.make("ant", num_maps=0)
     state, timestep = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 512))
     cell, outside = jax.vmap(env.cell)(state.qpos[:, :2])
     assert not outside.any()
@@ -195,7 +219,7 @@ def test_tasks_of_table_a2():
     assert len(parse("table_a2", 4).colour) == 16 * 3
 
 
-# --- physics ---------------------------------------------------------------------------------------------------
+# --- physics ------------------------------------------------------------------------------------
 
 
 def test_the_ant_is_the_classic_one():
@@ -203,16 +227,34 @@ def test_the_ant_is_the_classic_one():
 
     assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
     classic, ours = mujoco.MjModel.from_xml_path(str(assets / "ant.xml")), model.load()
-    for name in ("body_mass", "body_inertia", "jnt_range", "jnt_axis", "jnt_pos", "dof_damping", "dof_armature"):
-        np.testing.assert_allclose(getattr(ours, name), getattr(classic, name), atol=1e-9, err_msg=name)
-    gear = lambda m: {m.joint(m.actuator_trnid[i, 0]).name.lower(): m.actuator_gear[i, 0] for i in range(m.nu)}
+    for name in (
+        "body_mass",
+        "body_inertia",
+        "jnt_range",
+        "jnt_axis",
+        "jnt_pos",
+        "dof_damping",
+        "dof_armature",
+    ):
+        np.testing.assert_allclose(
+            getattr(ours, name), getattr(classic, name), atol=1e-9, err_msg=name
+        )
+
+    def gear(m):
+        return {
+            m.joint(m.actuator_trnid[i, 0]).name.lower(): m.actuator_gear[i, 0] for i in range(m.nu)
+        }
+
     assert gear(ours) == gear(classic)
     assert ours.opt.timestep == classic.opt.timestep
     assert np.array_equal(ours.key_qpos[0][7:], STANDING[4:])
 
 
 def random_walk(physics, number, steps):
-    """Positions, velocities and torques of ants under random torques, lists over time; on the ground from step 5 on."""
+    """Positions, velocities and torques of ants under random torques, lists over time.
+
+    They are on the ground from step 5 on.
+    """
     env = AntWorld()
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), number))
     qpos, qvel, rng = np.asarray(state.qpos), np.asarray(state.qvel), np.random.default_rng(0)
@@ -226,7 +268,10 @@ def random_walk(physics, number, steps):
 
 @pytest.fixture(scope="module")
 def both_backends():
-    """(random walk of 24 control steps by native physics, states of as many episodes, MJX's compiled step, `after`)."""
+    """A random walk by native physics, and what to repeat it with.
+
+    (the walk of 24 control steps, states of as many episodes, MJX's compiled step, `after`).
+    """
     number, env = 64, AntWorld(horizon=30)
     walked = random_walk(NativePhysics(number, env.frame_skip, threads=1), number, 24)
     state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(2), number))
@@ -234,7 +279,7 @@ def both_backends():
 
 
 def test_both_backends_agree_step_by_step(both_backends):
-    """One control step of 50 ms from equal states: float32 against float64, landing feet included."""
+    """A control step of 50 ms from equal states: float32 against float64, landing feet included."""
     walked, state, step, after = both_backends
     for t in (0, 8, 16, 23):
         qpos, qvel, torques = walked[t]
@@ -247,12 +292,18 @@ def test_both_backends_agree_step_by_step(both_backends):
         np.testing.assert_allclose(timestep.observation, hosted_timestep.observation, atol=0.1)
         np.testing.assert_array_equal(stepped.ending, hosted.ending)
     assert np.abs(walked[-1][0] - walked[0][0]).max() > 0.3  # they have moved
-    wild, clipped = step(state, 5 * walked[23][2])[0], step(state, np.clip(5 * walked[23][2], -1, 1))[0]
+    wild, clipped = (
+        step(state, 5 * walked[23][2])[0],
+        step(state, np.clip(5 * walked[23][2], -1, 1))[0],
+    )
     np.testing.assert_array_equal(wild.qpos, clipped.qpos)
 
 
 def test_both_backends_stay_together_over_a_second(both_backends):
-    """Free runs of the ants that live so long: 20 control steps, landing included, amplify what float32 leaves out."""
+    """Free runs of the ants that live so long.
+
+    20 control steps, landing included, amplify what float32 leaves out.
+    """
     walked, state, step, _ = both_backends
     state = replace(state, qpos=jnp.asarray(walked[0][0]), qvel=jnp.asarray(walked[0][1]))
     for _, _, torques in walked[:20]:
@@ -268,7 +319,9 @@ def test_both_backends_stay_together_over_a_second(both_backends):
 def test_native_physics_depends_on_nothing_but_its_input():
     physics = NativePhysics(8, frame_skip=5, threads=2)
     walked = random_walk(physics, 8, 12)
-    qpos, qvel = NativePhysics(8, frame_skip=5, threads=1).advance(*walked[11])  # another number of threads, no past
+    qpos, qvel = NativePhysics(8, frame_skip=5, threads=1).advance(
+        *walked[11]
+    )  # another number of threads, no past
     np.testing.assert_array_equal(qpos, walked[12][0])
     np.testing.assert_array_equal(qvel, walked[12][1])
 
@@ -287,26 +340,37 @@ def test_ants_that_are_not_live_stay_and_broken_ones_are_told():
 
 
 def test_hosted_episodes_are_the_worlds(world):
-    """The host loop with native physics: the same states as `after` gives, and finished episodes are not simulated."""
-    host = world.make_host(3, threads=1)
+    """The host loop with native physics: the states that `after` gives.
+
+    Finished episodes are not simulated.
+    """
+    host = registry.make_host(world, 3, threads=1)
     state, first = host.reset(jax.random.split(jax.random.key(4), 3))
-    jax.tree.map(np.testing.assert_array_equal, first, jax.vmap(world.reset)(jax.random.split(jax.random.key(4), 3))[1])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        first,
+        jax.vmap(world.reset)(jax.random.split(jax.random.key(4), 3))[1],
+    )
     torques = np.random.default_rng(0).uniform(-3, 3, (8, 3, 8)).astype(np.float32)
     for t in range(8):
         before = state
         state, timestep = host.step(state, torques[t])
         physics = NativePhysics(3, world.frame_skip, threads=1)
-        after = physics.advance(np.asarray(before.qpos), np.asarray(before.qvel), np.clip(torques[t], -1, 1))
+        after = physics.advance(
+            np.asarray(before.qpos), np.asarray(before.qvel), np.clip(torques[t], -1, 1)
+        )
         expected, _ = jax.jit(jax.vmap(world.after))(before, *after)
         jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert timestep.done.all()  # horizon 6
     assert (np.asarray(state.t) <= 6).all()
 
 
-# --- Gymnasium -------------------------------------------------------------------------------------------------
+# --- Gymnasium ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", ["internal_rl/AntPinpad-v0", "internal_rl/AntPinpadPostTraining-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["internal_rl/AntPinpad-v0", "internal_rl/AntPinpadPostTraining-v0"]
+)
 def test_gymnasium_accepts_the_ant(env_id):
     env = gymnasium.make(env_id, render_mode="rgb_array").unwrapped
     assert env.observation_space.shape == (27 + 2 + 2 * 5 + 2,)
@@ -320,7 +384,9 @@ def test_gymnasium_accepts_the_ant(env_id):
 
 
 def test_a_vector_of_ants():
-    envs = gymnasium.make_vec("internal_rl/AntPinpad-v0", num_envs=2, vectorization_mode="sync", horizon=2)
+    envs = gymnasium.make_vec(
+        "internal_rl/AntPinpad-v0", num_envs=2, vectorization_mode="sync", horizon=2
+    )
     observation, _ = envs.reset(seed=0)
     assert len(np.unique(observation, axis=0)) == 2
     for _ in range(2):
@@ -330,14 +396,23 @@ def test_a_vector_of_ants():
 
 
 def test_a_picture_shows_colours_walls_and_the_ant(world):
-    state, _ = world.start(LAYOUT, position(-2.0, 0.0), jnp.zeros(14), jnp.array([0, 1]), 2)  # in cell 3
+    state, _ = world.start(
+        LAYOUT, position(-2.0, 0.0), jnp.zeros(14), jnp.array([0, 1]), 2
+    )  # in cell 3
     picture = frame(world, state.qpos, state.objects, pixels=90)
     assert (picture.shape, picture.dtype) == ((90, 90, 3), np.uint8)
-    middle = lambda cell: tuple(picture[30 * (cell // 3) + 15, 30 * (cell % 3) + 22].tolist())
+
+    def middle(cell):
+        return tuple(picture[30 * (cell // 3) + 15, 30 * (cell % 3) + 22].tolist())
+
     assert (middle(2), middle(6), middle(4)) == (PALETTE[0], PALETTE[1], (120, 120, 120))
     assert middle(1) == middle(8) == (38, 38, 42)
     assert tuple(picture[45, 15].tolist()) == (226, 205, 170)  # the torso
-    assert tuple(picture[45 - 5, 15 + 5].tolist()) == (226, 205, 170)  # leg 1 goes to +x, +y: right and up
+    assert tuple(picture[45 - 5, 15 + 5].tolist()) == (
+        226,
+        205,
+        170,
+    )  # leg 1 goes to +x, +y: right and up
 
 
 def test_rendering_adds_the_task():

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.api import Discrete, make
-from envs.gridworld import UNREACHABLE, GridWorld
+from envs import registry
+from envs.api import Discrete
+from envs.gridworld import GridWorld
+from envs.layout import UNREACHABLE
 from tests.envs import reference
 from tests.envs.rollouts import batch, jitted
 
@@ -27,7 +29,7 @@ def play(env, actions, agent=0, task=(0, 1), objects=LAYOUT):
     return state, timesteps
 
 
-# --- by hand ---------------------------------------------------------------------------------------------------
+# --- by hand ------------------------------------------------------------------------------------
 
 
 def test_a_full_episode_by_hand(hand_world):
@@ -41,7 +43,13 @@ def test_a_full_episode_by_hand(hand_world):
 
 
 def test_a_move_off_the_grid_or_into_a_wall_is_a_bump(hand_world):
-    for cell, bumps in {0: [UP, LEFT], 1: [UP, DOWN], 3: [LEFT, RIGHT], 5: [RIGHT, LEFT], 7: [UP, DOWN]}.items():
+    for cell, bumps in {
+        0: [UP, LEFT],
+        1: [UP, DOWN],
+        3: [LEFT, RIGHT],
+        5: [RIGHT, LEFT],
+        7: [UP, DOWN],
+    }.items():
         for action in range(4):
             _, steps = play(hand_world, [action], agent=cell)
             assert (int(steps[1].target) == cell) == (action in bumps), (cell, action)
@@ -60,7 +68,9 @@ def test_the_wrong_colour_ends_the_episode_without_reward(hand_world):
 
 
 def test_staying_on_a_colour_is_no_visit_but_coming_back_is(hand_world):
-    state, steps = play(hand_world, [RIGHT, RIGHT, UP, RIGHT])  # two bumps on the colour just visited
+    state, steps = play(
+        hand_world, [RIGHT, RIGHT, UP, RIGHT]
+    )  # two bumps on the colour just visited
     assert int(state.pinpad.index) == 1
     assert [int(s.entered) for s in steps[-2:]] == [-1, -1]
     assert not bool(steps[-1].done)
@@ -75,7 +85,16 @@ def test_the_horizon_ends_the_episode(hand_world):
     assert not bool(steps[-1].success)
 
 
-AT_THE_HORIZON = [UP, UP, RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT]  # success there, which is no truncation
+AT_THE_HORIZON = [
+    UP,
+    UP,
+    RIGHT,
+    RIGHT,
+    DOWN,
+    DOWN,
+    LEFT,
+    LEFT,
+]  # success there, which is no truncation
 
 
 def test_success_at_the_horizon_counts(hand_world):
@@ -91,7 +110,10 @@ def test_after_the_end_nothing_changes(hand_world, ending):
     before, _ = play(hand_world, ending)
     for action in range(4):
         after, timestep = jitted(hand_world.step)(before, action)
-        assert all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+        assert all(
+            bool((a == b).all())
+            for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        )
         assert bool(timestep.done)
         assert not bool(timestep.success)
         assert float(timestep.reward) == 0
@@ -99,7 +121,7 @@ def test_after_the_end_nothing_changes(hand_world, ending):
 
 
 def test_distances_by_hand(hand_world):
-    distances = np.asarray(hand_world.distances(jnp.array(LAYOUT)))
+    distances = np.asarray(hand_world.layouts.distances(jnp.array(LAYOUT)))
     # The wall (cell 4) and the other colour have the distance of leaving them.
     assert distances[0].tolist() == [2, 1, 0, 3, 2, 1, 4, 3, 2]
     assert distances[1].tolist() == [2, 3, 4, 1, 2, 3, 0, 1, 2]
@@ -108,11 +130,11 @@ def test_distances_by_hand(hand_world):
 def test_a_colour_blocks_the_way_to_another(hand_world):
     # 0 1 .    colour 0 sits in a corner behind colour 1 and a wall
     # # . .
-    distances = np.asarray(hand_world.distances(jnp.array([0, 1, 3])))
+    distances = np.asarray(hand_world.layouts.distances(jnp.array([0, 1, 3])))
     assert distances[0].tolist() == [0, 1] + [UNREACHABLE] * 1 + [1] + [UNREACHABLE] * 5
 
 
-# --- observations ----------------------------------------------------------------------------------------------
+# --- observations -------------------------------------------------------------------------------
 
 
 def test_observation_size_of_the_paper(paper_world):
@@ -138,19 +160,19 @@ def test_observations_by_hand(kind, size, indices):
     assert steps[-1].observation.tolist() == indices
 
 
-# --- layouts ---------------------------------------------------------------------------------------------------
+# --- layouts ------------------------------------------------------------------------------------
 
 
 @given(st.permutations(range(16)))
 @settings(max_examples=60)
 def test_distances_and_acceptance_equal_breadth_first_search(crowded_world, cells):
     objects, agent = cells[:8], cells[8]
-    distances = np.asarray(jitted(crowded_world.distances)(jnp.array(objects)))
+    distances = np.asarray(jitted(crowded_world.layouts.distances)(jnp.array(objects)))
     for goal in range(4):
         expected = reference.bfs(4, objects, 4, goal)
         for cell in set(range(16)) - set(objects[4:]):  # nobody stands in a wall
             assert distances[goal, cell] == expected.get(cell, UNREACHABLE)
-    accepted = jitted(crowded_world._solvable)(jnp.array(objects), agent)
+    accepted = jitted(crowded_world.layouts.solvable)(jnp.array(objects), agent)
     assert bool(accepted) == reference.solvable(4, objects, 4, agent)
 
 
@@ -166,13 +188,16 @@ def test_every_layout_drawn_can_be_solved_whatever_the_task(crowded_world, crowd
     for objects, agent in zip(layouts, agents, strict=True):
         assert len({*objects, agent}) == 9
         assert reference.solvable(4, objects, 4, agent)
-    placements = batch(crowded_world._draw_placement, 300)
-    bare = [reference.solvable(4, o, 4, a) for o, a in zip(*(p.tolist() for p in placements), strict=True)]
+    placements = batch(crowded_world.layouts.draw_placement, 300)
+    bare = [
+        reference.solvable(4, o, 4, a)
+        for o, a in zip(*(p.tolist() for p in placements), strict=True)
+    ]
     assert np.mean(bare) < 0.9  # or the above would prove little
 
 
 def test_accepted_layouts_do_not_favour_tasks(crowded_starts):
-    """First colours stay uniform on the crowded world: a chi-square of 3 degrees of freedom, 0.1%: 16.3."""
+    """First colours stay uniform on the crowded world: chi-square of 3 dof, 0.1%: 16.3."""
     counts = np.bincount(crowded_starts.pinpad.task[:, 0], minlength=4)
     assert ((counts - 500) ** 2 / 500).sum() < 16.3
 
@@ -211,20 +236,24 @@ def test_one_map_stays_the_same_across_resets():
     assert not set(state.agent.tolist()) & set(state.objects[0].tolist())
 
 
-# --- errors ----------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 def test_impossible_settings_name_the_keys():
-    with pytest.raises(ValueError, match=r"do not fit on 3 x 3 cells; raise env\.size or lower env\.num_colours"):
+    with pytest.raises(
+        ValueError, match=r"do not fit on 3 x 3 cells; raise env\.size or lower env\.num_colours"
+    ):
         GridWorld(size=3, num_colours=5, num_walls=4, tasks="ring:2")
     with pytest.raises(ValueError, match=r"too few solvable layouts.*raise env\.size"):
         GridWorld(size=3, num_colours=5, num_walls=3, tasks="ring:2")
     with pytest.raises(ValueError, match=r"env\.num_colours > 7"):
         GridWorld(num_colours=6)
     with pytest.raises(KeyError, match=r"unknown environment 'gridwold'; known: .*gridworld"):
-        make("gridwold")
-    with pytest.raises(ValueError, match=r"env\.observation='compass' is none of allocentric, egocentric"):
-        make("gridworld", observation="compass")
+        registry.make("gridwold")
+    with pytest.raises(
+        ValueError, match=r"env\.observation='compass' is none of allocentric, egocentric"
+    ):
+        registry.make("gridworld", observation="compass")
 
 
 def test_a_layout_of_ones_own_needs_a_world_without_a_pool(pool):

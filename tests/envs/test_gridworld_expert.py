@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs import registry
 from envs.gridworld import GridWorld
 from envs.gridworld_expert import GridExpert
 from tests.envs import reference
@@ -22,7 +23,7 @@ def plan(env, objects, **noise):
     return expert, state, expert.plan(jax.random.key(0), state)
 
 
-# --- by hand ---------------------------------------------------------------------------------------------------
+# --- by hand ------------------------------------------------------------------------------------
 
 
 def test_optimal_actions_by_hand(hand_world):
@@ -31,7 +32,12 @@ def test_optimal_actions_by_hand(hand_world):
     assert chances[0, 0].tolist() == [0, 1, 0, 0]  # to the top right corner
     assert chances[0, 3].tolist() == [1, 0, 0, 0]  # up: down would enter colour 1
     assert chances[0, 8].tolist() == [1, 0, 0, 0]
-    assert chances[1, 2].tolist() == [0, 0, 0.5, 0.5]  # from one colour to the other, either way around
+    assert chances[1, 2].tolist() == [
+        0,
+        0,
+        0.5,
+        0.5,
+    ]  # from one colour to the other, either way around
     assert chances[0, 6].tolist() == [0.5, 0.5, 0, 0]
     assert (chances[0, 2] == 0).all()
     assert (chances[1, 6] == 0).all()
@@ -54,13 +60,13 @@ def test_noise_never_leads_into_a_pocket_behind_a_colour(hand_world):
     # # . .
     # . . 1
     _, _, solved = plan(hand_world, [1, 8, 3], noise=0.3, kind="epsilon")
-    # On colour 0 with goal 1: right and down are equally short, up is a bump, left leads into the pocket.
+    # On colour 0 with goal 1: right and down are equally short, up bumps, left is the pocket.
     np.testing.assert_allclose(solved.executed[1, 1], [0.1, 0.35 + 0.1, 0.35 + 0.1, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_act_draws_from_the_plan(hand_world, kind):
-    """On colour 0 with goal 1: two optimal actions; an injected action tells nothing about its label."""
+    """On colour 0 with goal 1: two optimal actions; an injected one does not tell its label."""
     expert, state, solved = plan(hand_world, LAYOUT, noise=0.4, kind=kind)
     state, _ = jitted(hand_world.step)(state, RIGHT)
     state, _ = jitted(hand_world.step)(state, RIGHT)
@@ -79,13 +85,15 @@ def test_noise_outside_the_unit_interval_is_refused(hand_world):
             GridExpert(hand_world, noise=noise, kind="epsilon")
 
 
-# --- whole episodes --------------------------------------------------------------------------------------------
+# --- whole episodes -----------------------------------------------------------------------------
 
 
 def test_without_noise_the_expert_succeeds_on_a_shortest_path(crowded_world):
     episodes = expert_episodes(crowded_world, GridExpert(crowded_world), 200)
     assert episodes["success"].any(1).all()
-    for objects, task, cells, alive in zip(*(episodes[k] for k in ("objects", "task", "cells", "alive")), strict=True):
+    for objects, task, cells, alive in zip(
+        *(episodes[k] for k in ("objects", "task", "cells", "alive")), strict=True
+    ):
         cell, length = int(cells[0]), 0
         for colour in task.tolist():
             length += reference.bfs(4, objects.tolist(), 4, colour)[cell]
@@ -106,12 +114,14 @@ def test_noise_enters_no_colour_and_loses_none(crowded_world, kind):
     assert (episodes["success"].any(1) | (alive.sum(1) == crowded_world.horizon)).all()
     label = np.take_along_axis(episodes["clean"], episodes["label"][..., None], -1)[..., 0]
     assert (label[alive] > 0).all() == (kind == "injection")
-    for objects, cells, noisy in zip(episodes["objects"].tolist(), episodes["cells"], noise, strict=True):
+    for objects, cells, noisy in zip(
+        episodes["objects"].tolist(), episodes["cells"], noise, strict=True
+    ):
         distances = [reference.bfs(4, objects, 4, goal) for goal in range(4)]
         assert all(cell in distance for cell in cells[1:][noisy].tolist() for distance in distances)
 
 
-# --- the yardsticks --------------------------------------------------------------------------------------------
+# --- the yardsticks -----------------------------------------------------------------------------
 
 
 SPECS = {"ring:3": {}, "0-1-2,0-1-3,2-0,1-3-0-2,2-0-1,0-1-0": {"num_maps": 2}}
@@ -133,7 +143,8 @@ def test_bayes_equals_the_sum_over_all_tasks(tiny_episodes):
     spec, kind, episodes = tiny_episodes
     tasks = reference.all_tasks(spec, 4)
     for objects, cells, labels, alive, found in zip(
-        *(episodes[key][:60].tolist() for key in ("objects", "cells", "label", "alive", "bayes")), strict=True
+        *(episodes[key][:60].tolist() for key in ("objects", "cells", "label", "alive", "bayes")),
+        strict=True,
     ):
         steps = sum(alive)
         expert = reference.Expert(4, objects, 4, 0.3, kind)
@@ -173,7 +184,12 @@ def test_with_one_task_both_yardsticks_are_the_entropy_of_the_expert(single_task
 
 
 def test_settings_of_the_ant_are_refused(hand_world):
-    with pytest.raises(ValueError, match=r"discover\.mean_actions needs an environment of continuous actions"):
-        hand_world.make_expert(0.0, "none", mean_actions=True)
-    with pytest.raises(ValueError, match=r"collect\.detours=0\.1 is for the ant; in the grid world set collect\.noise"):
-        hand_world.make_expert(0.3, "injection", detours=0.1)
+    with pytest.raises(
+        ValueError, match=r"discover\.mean_actions needs an environment of continuous actions"
+    ):
+        registry.make_expert(hand_world, 0.0, "none", mean_actions=True)
+    with pytest.raises(
+        ValueError,
+        match=r"collect\.detours=0\.1 is for the ant; in the grid world set collect\.noise",
+    ):
+        registry.make_expert(hand_world, 0.3, "injection", detours=0.1)

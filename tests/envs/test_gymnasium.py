@@ -11,7 +11,8 @@ from flax import struct
 from gymnasium.utils.env_checker import check_env
 
 from envs import api
-from envs.gymnasium_adapter import SWITCH_BORDER, GymnasiumEnv, frame
+from envs.gridworld_picture import SWITCH_BORDER, frame
+from envs.gymnasium_adapter import GymnasiumEnv
 from envs.minigrid_pinpad import PALETTE, MiniGridPinpad, layout_grid
 
 IDS = {"internal_rl/GridWorldPinpad-v0": 6, "internal_rl/GridWorldPinpadPostTraining-v0": 12}
@@ -43,7 +44,9 @@ class PointMass:
         observation = jnp.stack([state.position, state.position**2])
         far, late = state.position > 1, state.t >= self.horizon
         no = jnp.bool_(False)
-        return state, api.TimeStep(observation, observation, state.position, far | late, late & ~far, no, jnp.int32(-1))
+        return state, api.TimeStep(
+            observation, observation, state.position, far | late, late & ~far, no, jnp.int32(-1)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,13 @@ def test_termination_is_told_from_truncation(hand_world):
         "success": (0, [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT], (1.0, True, False), True, 1),
         "mistake": (0, [DOWN, DOWN], (0.0, True, False), False, 1),
         "horizon": (0, [UP] * 8, (0.0, False, True), False, -1),
-        "success at the horizon": (0, [UP] * 2 + [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT], (1.0, True, False), True, 1),
+        "success at the horizon": (
+            0,
+            [UP] * 2 + [RIGHT, RIGHT, DOWN, DOWN, LEFT, LEFT],
+            (1.0, True, False),
+            True,
+            1,
+        ),
         "mistake at the horizon": (0, [UP] * 6 + [DOWN, DOWN], (0.0, True, False), False, 1),
         "progress at the horizon": (0, [UP] * 6 + [RIGHT, RIGHT], (0.0, False, True), False, 0),
         "before the horizon": (0, [UP] * 7, (0.0, False, False), False, -1),
@@ -129,7 +138,9 @@ def test_termination_is_told_from_truncation(hand_world):
 
 
 def test_settings_pass_through_and_errors_are_clear():
-    env = gymnasium.make("internal_rl/GridWorldPinpad-v0", size=5, num_colours=3, num_walls=1, tasks="0-1-2")
+    env = gymnasium.make(
+        "internal_rl/GridWorldPinpad-v0", size=5, num_colours=3, num_walls=1, tasks="0-1-2"
+    )
     assert env.observation_space.shape == (25 * 5,)
     assert env.unwrapped.render() is None
     with pytest.raises(ValueError, match="action 4 is not in Discrete"):
@@ -141,7 +152,9 @@ def test_settings_pass_through_and_errors_are_clear():
 
 
 def test_a_vector_of_worlds_compiles_once_and_differs():
-    envs = gymnasium.make_vec("internal_rl/GridWorldPinpad-v0", num_envs=3, vectorization_mode="sync")
+    envs = gymnasium.make_vec(
+        "internal_rl/GridWorldPinpad-v0", num_envs=3, vectorization_mode="sync"
+    )
     observation, _ = envs.reset(seed=0)
     assert observation.shape == (3, 637)
     assert len(np.unique(observation, axis=0)) == 3
@@ -152,24 +165,27 @@ def test_a_vector_of_worlds_compiles_once_and_differs():
 
 def test_the_protocol_needs_neither_gymnasium_nor_minigrid():
     code = (
-        "import sys, envs, envs.gridworld_expert; assert not {'gymnasium', 'minigrid'} & set(sys.modules);"
+        "import sys, envs, envs.gridworld_expert;"
+        "assert not {'gymnasium', 'minigrid'} & set(sys.modules);"
         "import envs.gymnasium_adapter; assert 'minigrid' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- pictures --------------------------------------------------------------------------------------------------
+# --- pictures -----------------------------------------------------------------------------------
 
 
 def middle(picture, row, column, tile_size=32):
-    """The colour of a tile a little off its upper left corner, where neither digit nor agent is drawn."""
+    """The colour of a tile a little off its upper left corner, where no digit or agent is drawn."""
     return tuple(picture[row * tile_size + 3, column * tile_size + 3].tolist())
 
 
 def test_a_frame_shows_objects_agent_and_task(hand_world):
     bare = frame(hand_world, [2, 6, 4], 0)
     assert (bare.shape, bare.dtype) == ((160, 160, 3), np.uint8)
-    assert middle(bare, 1, 3) == PALETTE[0]  # inside MiniGrid's border, everything shifts by one tile
+    assert (
+        middle(bare, 1, 3) == PALETTE[0]
+    )  # inside MiniGrid's border, everything shifts by one tile
     assert middle(bare, 3, 1) == PALETTE[1]
     assert middle(bare, 2, 2) == middle(bare, 0, 0) == (100, 100, 100)
     assert middle(bare, 1, 2) == (0, 0, 0)
@@ -179,7 +195,10 @@ def test_a_frame_shows_objects_agent_and_task(hand_world):
     assert strip.shape == (192, 160, 3)
     assert (strip[:160] == bare).all()
     assert middle(strip, 5, 0) == tuple(c // 3 for c in PALETTE[0])  # visited
-    assert (tuple(strip[160, 32]), middle(strip, 5, 1)) == ((255, 255, 255), PALETTE[1])  # the next one
+    assert (tuple(strip[160, 32]), middle(strip, 5, 1)) == (
+        (255, 255, 255),
+        PALETTE[1],
+    )  # the next one
     assert middle(strip, 5, 2) == PALETTE[0]
     assert not strip[160:, 96:].any()  # padding
 
@@ -197,7 +216,9 @@ def test_a_long_task_fits_below_the_grid(hand_world):
 
 def test_every_colour_has_its_own_tile():
     picture = layout_grid(5, range(12), 12).render(32, agent_pos=(-1, -1))
-    tiles = {picture[(1 + c // 5) * 32 :, (1 + c % 5) * 32 :][:32, :32].tobytes() for c in range(12)}
+    tiles = {
+        picture[(1 + c // 5) * 32 :, (1 + c % 5) * 32 :][:32, :32].tobytes() for c in range(12)
+    }
     assert len(tiles) == 12
 
 
@@ -206,7 +227,7 @@ def test_render_draws_the_current_step(paper):
     before = paper.render()
     state = paper.unwrapped._state
     assert before.shape == (10 * 32, 9 * 32, 3)
-    moves = np.asarray(paper.unwrapped.env.next_cells(state.objects))[int(state.agent)]
+    moves = np.asarray(paper.unwrapped.env.layouts.next_cells(state.objects))[int(state.agent)]
     paper.step(next(a for a in range(4) if moves[a] != int(state.agent)))
     assert (paper.render() != before).any()
 

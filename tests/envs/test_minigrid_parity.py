@@ -14,7 +14,7 @@ from tests.envs.rollouts import batch, episode, expert_policy, random_policy
 def replay(env, policy, num_episodes):
     """Replay episodes of the JAX world in twins; counts how many ended in each way, and where."""
     states, firsts, actions, steps, progress = batch(partial(episode, env, policy), num_episodes)
-    # What ended an episode: a colour entered without progress is a mistake; only the horizon truncates.
+    # What ended it: a colour entered without progress is a mistake; only the horizon truncates.
     before = np.pad(progress[:, :-1], ((0, 0), (1, 0)))
     terminated = steps.success | ((steps.entered >= 0) & (progress == before))
     truncated = steps.done & ~terminated

@@ -22,7 +22,13 @@ def test_the_order_is_followed_to_success():
 
 def test_no_colour_changes_nothing():
     _, log = run([1, 0], [-1, 1, -1, -1, 0])
-    assert log == [(False, False, 0), (False, False, 1), (False, False, 1), (False, False, 1), (False, True, 2)]
+    assert log == [
+        (False, False, 0),
+        (False, False, 1),
+        (False, False, 1),
+        (False, False, 1),
+        (False, True, 2),
+    ]
 
 
 @pytest.mark.parametrize("wrong", [0, 2])

@@ -24,7 +24,9 @@ Program = tuple[Callable, tuple[Any, ...]]
 @pytest.fixture(scope="module")
 def ant_programs() -> dict[str, Program]:
     """The parts of the ant that data and yardsticks depend on, with the shapes of arguments."""
-    world = AntWorld(3, 2, 1, horizon=6, tasks="0-1", observation="egocentric", frame_skip=2, physics="mjx")
+    world = AntWorld(
+        3, 2, 1, horizon=6, tasks="0-1", observation="egocentric", frame_skip=2, physics="mjx"
+    )
     expert = AntExpert(world, noise=0.1, kind="injection", detours=0.25)
     key = jax.random.key(0)
     state, _ = jax.eval_shape(world.reset, key)

@@ -22,14 +22,20 @@ def language(tasks):
         successors = np.flatnonzero(tasks.transition[state])
         if not len(successors):
             found[colours] += chance
-        stack += [((*colours, int(tasks.colour[s])), s, chance * tasks.transition[state, s]) for s in successors]
+        stack += [
+            ((*colours, int(tasks.colour[s])), s, chance * tasks.transition[state, s])
+            for s in successors
+        ]
     return found
 
 
 def samples(tasks, number):
     task, length = jax.jit(jax.vmap(tasks.sample))(jax.random.split(jax.random.key(0), number))
     assert ((np.asarray(task) >= 0).sum(1) == np.asarray(length)).all()
-    return [tuple(colours[:n].tolist()) for colours, n in zip(np.asarray(task), np.asarray(length), strict=True)]
+    return [
+        tuple(colours[:n].tolist())
+        for colours, n in zip(np.asarray(task), np.asarray(length), strict=True)
+    ]
 
 
 def test_pretraining_tasks_of_the_paper():
@@ -44,7 +50,10 @@ def test_pretraining_tasks_of_the_paper():
 
 
 def test_post_training_needs_exactly_the_unseen_transitions():
-    allowed = {(int(a), int(b)) for a, b in zip(*np.nonzero(parse("post_training_a1", 8).transitions), strict=True)}
+    allowed = {
+        (int(a), int(b))
+        for a, b in zip(*np.nonzero(parse("post_training_a1", 8).transitions), strict=True)
+    }
     assert allowed - {(0, 1), (2, 3), (4, 5), (6, 7)} == {(1, 2), (3, 4), (5, 6), (7, 0)}
     assert samples(parse("post_training_a1", 8), 2) == [(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3)] * 2
 
@@ -69,7 +78,9 @@ def test_samples_follow_the_set(spec):
 def sequences(draw):
     """Task sets in which no colour follows itself, as lists of colours; duplicates may occur."""
     task = st.lists(st.integers(0, NUM_COLOURS - 1), min_size=1, max_size=5)
-    return draw(st.lists(task.filter(lambda t: all(a != b for a, b in itertools.pairwise(t))), min_size=1))
+    return draw(
+        st.lists(task.filter(lambda t: all(a != b for a, b in itertools.pairwise(t))), min_size=1)
+    )
 
 
 @given(sequences())
@@ -92,7 +103,9 @@ def test_ring_emits_exactly_the_tasks_of_the_rule(num_colours, length):
     assert all(np.isclose(found[task], expected[task]) for task in found)
 
 
-@pytest.mark.parametrize("spec", ["", "table_a3", "0-1,", "0--1", "ring:", "ring:0", "ring4", "-1", "a-b", "0-1;2"])
+@pytest.mark.parametrize(
+    "spec", ["", "table_a3", "0-1,", "0--1", "ring:", "ring:0", "ring4", "-1", "a-b", "0-1;2"]
+)
 def test_an_unknown_set_is_refused(spec):
     with pytest.raises(ValueError, match=r"env\.tasks=.*not a task set"):
         parse(spec, 8)
@@ -101,13 +114,15 @@ def test_an_unknown_set_is_refused(spec):
 def test_errors_name_the_key():
     with pytest.raises(ValueError, match=r"colour 7 needs env\.num_colours > 7"):
         parse("table_a1", 7)
-    with pytest.raises(ValueError, match=r"env\.tasks: a ring needs at least 3 colours, got env\.num_colours=2"):
+    with pytest.raises(
+        ValueError, match=r"env\.tasks: a ring needs at least 3 colours, got env\.num_colours=2"
+    ):
         parse("ring:2", 2)
     with pytest.raises(ValueError, match=r"env\.tasks='0-1-1': a colour may not follow itself"):
         parse("0-1-1", 3)
 
 
-# --- abstract subgoals -----------------------------------------------------------------------------------
+# --- abstract subgoals --------------------------------------------------------------------------
 
 
 def test_the_papers_subgoals_are_pairs_and_its_post_training_task_needs_their_unseen_transitions():

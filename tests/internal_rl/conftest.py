@@ -28,8 +28,11 @@ from internal_rl.config import (
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Metacontroller
 
-# scale_last = 1 where the recipe has 0.1: with small outputs a wrong term could hide below the tolerance.
-MODEL = ModelConfig(depth=2, width=8, mlp_width=16, num_heads=2, head_width=4, control_layer=1, scale_last=1.0)
+# scale_last = 1 where the recipe has 0.1: with small outputs a wrong term could hide below the
+# tolerance.
+MODEL = ModelConfig(
+    depth=2, width=8, mlp_width=16, num_heads=2, head_width=4, control_layer=1, scale_last=1.0
+)
 METACONTROLLER = MetacontrollerConfig(
     history_width=4,
     embedding_width=5,
@@ -43,14 +46,16 @@ METACONTROLLER = MetacontrollerConfig(
 
 @pytest.fixture(scope="session")
 def make_rngs() -> Callable[..., nnx.Rngs]:
-    """Random streams of another kind than the default, whose every shape takes half a second to compile."""
+    """Random streams of another kind than the default, which takes longer to compile."""
     return lambda seed=0: nnx.Rngs(jax.random.key(seed, impl="rbg"))
 
 
 @pytest.fixture(scope="session")
 def normal() -> Callable[..., jax.Array]:
     """(shape, seed) -> standard normal numbers."""
-    return lambda *shape, seed=0: jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return lambda *shape, seed=0: jnp.asarray(
+        np.random.default_rng(seed).normal(size=shape), jnp.float32
+    )
 
 
 @pytest.fixture(scope="session")
@@ -87,11 +92,15 @@ def config() -> Config:
 @pytest.fixture(scope="session")
 def env(config: Config) -> GridWorld:
     """One fixed map, 10 steps, the task 0-1 or 1-0."""
-    return GridWorld(size=3, num_colours=2, num_walls=0, horizon=10, tasks=config.env.tasks, num_maps=1)
+    return GridWorld(
+        size=3, num_colours=2, num_walls=0, horizon=10, tasks=config.env.tasks, num_maps=1
+    )
 
 
 @pytest.fixture(scope="session")
-def make_backbone(env: GridWorld, make_rngs: Callable, normal: Callable) -> Callable[[str], Backbone]:
+def make_backbone(
+    env: GridWorld, make_rngs: Callable, normal: Callable
+) -> Callable[[str], Backbone]:
     """mixer -> base model; the same object each time."""
 
     @cache
@@ -113,7 +122,9 @@ def make_metacontroller(make_rngs: Callable) -> Callable[..., Metacontroller]:
     def make(**settings: Any) -> Metacontroller:
         metacontroller = Metacontroller(replace(METACONTROLLER, **settings), MODEL, make_rngs(1))
         metacontroller.switch_output.kernel[...] = metacontroller.switch_output.kernel[...] * 5
-        metacontroller.switch_output.bias[...] = np.array([-0.2], np.float32)  # so that none is 1/2 exactly
+        metacontroller.switch_output.bias[...] = np.array(
+            [-0.2], np.float32
+        )  # so that none is 1/2 exactly
         return metacontroller
 
     return make

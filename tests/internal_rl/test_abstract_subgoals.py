@@ -1,16 +1,17 @@
-"""Table A1, whose abstract subgoals are pairs of colours: labels, scores and legs are those of pairs."""
+"""Table A1, whose abstract subgoals are pairs of colours: labels, scores, legs are of pairs."""
 
 import jax
 import numpy as np
 import pytest
 
 from envs.gridworld import GridWorld
-from internal_rl.analysis.codes import segment_codes
-from internal_rl.analysis.switching import subgoal_changes, switching_scores
-from internal_rl.analysis.transitions import leg_name, legs_of
-from internal_rl.config import Config, compose
-from internal_rl.experiment import make_env
-from internal_rl.stages import collect
+from internal_rl.config import Config
+from internal_rl.data.expert_episodes import make_expert, make_generator
+from internal_rl.measures.codes import segment_codes
+from internal_rl.measures.switching import subgoal_changes, switching_scores
+from internal_rl.run import make_env
+from internal_rl.running.compose import compose
+from internal_rl.stages.transitions import leg_name, legs_of
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +24,13 @@ def paper() -> Config:
 def record(paper: Config) -> dict[str, np.ndarray]:
     """256 episodes of the expert."""
     env = make_env(paper)
-    generate = collect.make_generator(env, collect.make_expert(env, paper), env.horizon, yardsticks=False)
+    generate = make_generator(env, make_expert(env, paper), env.horizon, yardsticks=False)
     return jax.device_get(generate(jax.random.split(jax.random.key(0), 256)))
 
 
-def test_a_switch_at_each_new_pair_and_nowhere_else_is_perfect(record: dict[str, np.ndarray]) -> None:
+def test_a_switch_at_each_new_pair_and_nowhere_else_is_perfect(
+    record: dict[str, np.ndarray],
+) -> None:
     """It misses the second colour of every pair: against colours it scores .57."""
     mask, colour = record["mask"], record["colour"].astype(int)
     new_pair = np.zeros_like(mask)
@@ -36,7 +39,9 @@ def test_a_switch_at_each_new_pair_and_nowhere_else_is_perfect(record: dict[str,
     assert scores["switch_f1"] == 1.0
     assert scores["random_f1"] < 0.5
     # Three pairs have two changes between them and five between their colours: 2 * 2 / (2 + 5).
-    assert switching_scores(new_pair.astype(float), colour, mask)["switch_f1"] == pytest.approx(4 / 7, abs=0.02)
+    assert switching_scores(new_pair.astype(float), colour, mask)["switch_f1"] == pytest.approx(
+        4 / 7, abs=0.02
+    )
 
 
 def test_the_label_is_the_pair_of_the_colour_and_the_place_is_the_colours(

@@ -1,7 +1,9 @@
-"""Training of the ant's expert: advantages by hand, learning on a toy of it, resumption, what is never learned from."""
+"""Training of the ant's expert.
+
+Advantages by hand, learning on a toy of it, resumption, and what is never learned from.
+"""
 
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +15,28 @@ import pytest
 
 from envs.ant import expert as ant
 from envs.ant.world import NOT_FINITE, SUCCESS, WALL, AntWorld
+from internal_rl import ant_expert as expert
+from internal_rl.ant_expert import ExpertTrainer, Transition, advantages
 from internal_rl.config import ExpertConfig, OptimConfig
-from internal_rl.stages import expert
-from internal_rl.stages.expert import ExpertTrainer, Transition, advantages
-from internal_rl.tracking import Tracker
-from internal_rl.train_loop import Interrupted
+from internal_rl.training.loop import Interrupted
+from internal_rl.training.tracking import Tracker
 
 CONFIG = ExpertConfig(
-    steps=96, num_ants=4, unroll=8, width=8, epochs=2, minibatches=2, optim=OptimConfig(1e-3, weight_decay=0.0)
+    steps=96,
+    num_ants=4,
+    unroll=8,
+    width=8,
+    epochs=2,
+    minibatches=2,
+    optim=OptimConfig(1e-3, weight_decay=0.0),
 )
 
 
 @pytest.fixture(scope="module")
 def world() -> AntWorld:
-    return AntWorld(size=3, num_colours=2, num_walls=0, horizon=6, tasks="0-1,1-0", physics="native")
+    return AntWorld(
+        size=3, num_colours=2, num_walls=0, horizon=6, tasks="0-1,1-0", physics="native"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +45,7 @@ def trainer(world: AntWorld) -> ExpertTrainer:
 
 
 def test_advantages_by_hand() -> None:
-    """Three steps of three ants: one goes on, one ends for good after the second, one meets the time limit there."""
+    """Three steps of three ants: one goes on, one ends after the second, one is cut off there."""
     reward, value = jnp.array([[1.0], [2.0], [3.0]]), jnp.array([[0.5], [1.0], [2.0]])
     next_value = jnp.array([[1.0], [4.0], [8.0]])
     at_second = jnp.array([[False], [True], [False]])
@@ -48,9 +58,13 @@ def test_advantages_by_hand() -> None:
     last = 3 + 0.5 * 8 - 2  # 5
     second = 2 + 0.5 * 4 - 1  # 3
     first = 1 + 0.5 * 1 - 0.5  # 1
-    np.testing.assert_allclose(goes_on, [first + 0.4 * (second + 0.4 * last), second + 0.4 * last, last])
+    np.testing.assert_allclose(
+        goes_on, [first + 0.4 * (second + 0.4 * last), second + 0.4 * last, last]
+    )
     np.testing.assert_allclose(ends, [first + 0.4 * 1, 2 - 1, last])  # nothing of value follows
-    np.testing.assert_allclose(cut, [first + 0.4 * second, second, last])  # a value follows, but another episode
+    np.testing.assert_allclose(
+        cut, [first + 0.4 * second, second, last]
+    )  # a value follows, but another episode
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +85,23 @@ def test_unrolled_steps(trainer: ExpertTrainer, unrolled: tuple) -> None:
     horizon = steps.ended & ~steps.terminated  # six steps at most
     assert horizon.any()
     # values of what follows, where the episode goes on
-    np.testing.assert_allclose(steps.next_value[:-1][~steps.ended[:-1]], steps.value[1:][~steps.ended[:-1]], atol=1e-5)
-    first = np.asarray(jax.vmap(lambda plan, state: ant.features(trainer.world, plan, state))(plan, state))
+    np.testing.assert_allclose(
+        steps.next_value[:-1][~steps.ended[:-1]], steps.value[1:][~steps.ended[:-1]], atol=1e-5
+    )
+    first = np.asarray(
+        jax.vmap(lambda plan, state: ant.features(trainer.world, plan, state))(plan, state)
+    )
     np.testing.assert_allclose(steps.features[0], first, atol=1e-6)
-    mean, log_std = ant.torques(learner.params["actor"], ant.normalise(first, learner.mean, learner.std))
+    mean, log_std = ant.torques(
+        learner.params["actor"], ant.normalise(first, learner.mean, learner.std)
+    )
     expected = jax.scipy.stats.norm.logpdf(steps.action[0], mean, jnp.exp(log_std)).sum(-1)
     np.testing.assert_allclose(steps.log_prob[0], expected, rtol=1e-4)
 
 
-def test_learning_raises_what_paid_and_ignores_broken_physics(trainer: ExpertTrainer, unrolled: tuple) -> None:
+def test_learning_raises_what_paid_and_ignores_broken_physics(
+    trainer: ExpertTrainer, unrolled: tuple
+) -> None:
     learner, steps, _ = unrolled
     steps = jax.tree.map(jnp.asarray, steps)
     paid = jnp.zeros_like(steps.reward).at[2, 1].set(100.0)
@@ -110,12 +132,15 @@ def test_learning_raises_what_paid_and_ignores_broken_physics(trainer: ExpertTra
 
 
 def test_mistakes_are_penalised_success_is_not(trainer: ExpertTrainer, unrolled: tuple) -> None:
-    """Episodes that end by each cause, else alike: what was done last is made rarer by mistakes alone."""
+    """Episodes that end by each cause, else alike: mistakes alone make the last action rarer."""
     learner, steps, _ = unrolled
     steps = jax.tree.map(jnp.asarray, steps)
     quiet = replace(steps, reward=jnp.zeros_like(steps.reward), value=jnp.zeros_like(steps.value))
     quiet = replace(
-        quiet, next_value=quiet.value, terminated=jnp.zeros_like(steps.ended), ended=jnp.ones_like(steps.ended)
+        quiet,
+        next_value=quiet.value,
+        terminated=jnp.zeros_like(steps.ended),
+        ended=jnp.ones_like(steps.ended),
     )
 
     def change(ending: int) -> float:
@@ -125,7 +150,9 @@ def test_mistakes_are_penalised_success_is_not(trainer: ExpertTrainer, unrolled:
             ending=jnp.zeros_like(steps.ending).at[2, 1].set(ending),
         )
         moved = jax.tree.map(
-            lambda x, y: np.abs(np.asarray(x - y)).max(), trainer.learn(learner, last)[0].params, still
+            lambda x, y: np.abs(np.asarray(x - y)).max(),
+            trainer.learn(learner, last)[0].params,
+            still,
         )
         return max(jax.tree.leaves(moved))
 
@@ -149,7 +176,8 @@ def test_normalisation_is_of_all_features_seen(trainer: ExpertTrainer, unrolled:
 def test_training_writes_an_expert_and_resumes(
     world: AntWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train: Callable = lambda directory, tracker: expert.train(CONFIG, world, 0, directory, tracker)
+    def train(directory, tracker):
+        return expert.train(CONFIG, world, 0, directory, tracker)
 
     class Stopping(Tracker):
         def log(self, stage: str, x: int, metrics: Any) -> None:
@@ -158,7 +186,10 @@ def test_training_writes_an_expert_and_resumes(
                 signal.raise_signal(signal.SIGTERM)
 
     settings = {"wandb_mode": "disabled", "project": "", "name": "", "config": {}}
-    with Stopping(tmp_path, **settings) as tracker, pytest.raises(Interrupted, match="expert stopped after update 1"):
+    with (
+        Stopping(tmp_path, **settings) as tracker,
+        pytest.raises(Interrupted, match="expert stopped after step 2"),
+    ):
         train(tmp_path, tracker)
     before = ant.load(tmp_path / "expert.npz")
     ant.load.cache_clear()
@@ -172,7 +203,9 @@ def test_training_writes_an_expert_and_resumes(
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3  # updates of 32 control steps
     shares = expert.measure(tmp_path / "expert.npz", world, 8)
-    assert sum(share for name, share in shares.items() if name.startswith("ending")) == pytest.approx(1)
+    assert sum(
+        share for name, share in shares.items() if name.startswith("ending")
+    ) == pytest.approx(1)
     assert 1 <= shares["length"] <= 6
 
 

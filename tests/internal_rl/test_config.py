@@ -1,5 +1,7 @@
 """The configuration: everything in conf/ composes, and bad input is refused with the key's path."""
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,15 +10,20 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from internal_rl import config as config_module
-from internal_rl.config import CONF, Config, ConfigError, PretrainConfig, compose, load, save, to_dict, validate
-from internal_rl.experiment import Run, check_worlds
+from internal_rl.config import RENAMED, Config, ConfigError, PretrainConfig, to_dict
+from internal_rl.run import Run
+from internal_rl.run import load_config as load
+from internal_rl.run import save_config as save
+from internal_rl.running.compose import CONF, compose
+from internal_rl.running.start import check_worlds
+from internal_rl.validation import from_omegaconf, validate
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = sorted(
     (path.parent.name, path.stem)
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("experiment", "optim", "ablation", "search")  # the last two are not Hydra's
+    if path.parent.name
+    not in ("experiment", "optim", "ablation", "search")  # the last two are not Hydra's
 )
 
 
@@ -27,7 +34,9 @@ def test_every_experiment_composes(name):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group, option):
-    assert isinstance(compose([f"{group}={option}", "collect.max_steps=36", "env.horizon=100"]), Config)
+    assert isinstance(
+        compose([f"{group}={option}", "collect.max_steps=36", "env.horizon=100"]), Config
+    )
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "reinforce"])
@@ -37,7 +46,10 @@ def test_every_optimiser_composes(stage, option):
 
 
 def test_rates_of_the_base_model_need_a_base_model():
-    with pytest.raises(ConfigError, match=r"discover\.optim\.embedding_learning_rate=0\.01 is for the base model only"):
+    with pytest.raises(
+        ConfigError,
+        match=r"discover\.optim\.embedding_learning_rate=0\.01 is for the base model only",
+    ):
         compose(["optim@discover.optim=base_small"])
     assert compose(["optim@discover.optim=base_small", "discover.cotrain=true"])
 
@@ -46,14 +58,14 @@ def test_unknown_key_is_refused_with_its_path():
     with pytest.raises(ConfigError, match="widht"):
         compose(["model.widht=3"])
     with pytest.raises(ConfigError, match=r"model\.widht"):
-        config_module.from_omegaconf({"model": {"widht": 3}})
+        from_omegaconf({"model": {"widht": 3}})
 
 
 def test_wrong_type_is_refused_with_its_path():
     with pytest.raises(ConfigError, match=r"model\.width"):
         compose(["model.width=wide"])
     with pytest.raises(ConfigError, match=r"pretrain\.optim\.learning_rate"):
-        config_module.from_omegaconf({"pretrain": {"optim": {"learning_rate": "fast"}}})
+        from_omegaconf({"pretrain": {"optim": {"learning_rate": "fast"}}})
 
 
 @pytest.mark.parametrize(
@@ -61,26 +73,60 @@ def test_wrong_type_is_refused_with_its_path():
     [
         (["model.mixer=lstm"], r"model\.mixer='lstm' is not one of hawk, transformer"),
         (["matmul_precision=low"], r"matmul_precision='low' is not one of default, high, highest"),
-        (["model.control_layer=4"], r"model\.control_layer=4 must leave blocks on both sides: 1 to 3"),
+        (
+            ["model.control_layer=4"],
+            r"model\.control_layer=4 must leave blocks on both sides: 1 to 3",
+        ),
         (["collect.noise=0"], r"collect\.noise=0\.0 and collect\.noise_kind=injection disagree"),
         (["collect.max_steps=41"], r"collect\.max_steps=41 exceeds env\.horizon=40"),
-        (["pretrain.row_length=20"], r"pretrain\.row_length=20 is shorter than an episode \(36 steps\)"),
-        (["reinforce.episodes=5000", "reinforce.batch_size=2048"], r"must be a multiple of reinforce\.batch_size=2048"),
-        (["reinforce.minibatches=3", "reinforce.batch_size=1024"], r"must divide reinforce\.batch_size=1024"),
+        (
+            ["pretrain.row_length=20"],
+            r"pretrain\.row_length=20 is shorter than an episode \(36 steps\)",
+        ),
+        (
+            ["reinforce.episodes=5000", "reinforce.batch_size=2048"],
+            r"must be a multiple of reinforce\.batch_size=2048",
+        ),
+        (
+            ["reinforce.minibatches=3", "reinforce.batch_size=1024"],
+            r"must divide reinforce\.batch_size=1024",
+        ),
         (["discover.steps=0"], r"discover\.steps=0 must be positive"),
         (["discover.splice=2"], r"discover\.splice=2\.0 is a share"),
-        (["metacontroller.embedder_memory=1"], r"metacontroller\.embedder_memory=1\.0 is less than 2"),
-        (["metacontroller.embedding_lag=-1"], r"metacontroller\.embedding_lag=-1 must not be negative"),
-        (["metacontroller.embedding_lag=1", "metacontroller.embedder=hawk"], r"need metacontroller\.embedder=gru"),
-        (["discover.curriculum_ramp=9"], r"curriculum_ramp=9 lead to nothing: set .*discover\.recovery"),
+        (
+            ["metacontroller.embedder_memory=1"],
+            r"metacontroller\.embedder_memory=1\.0 is less than 2",
+        ),
+        (
+            ["metacontroller.embedding_lag=-1"],
+            r"metacontroller\.embedding_lag=-1 must not be negative",
+        ),
+        (
+            ["metacontroller.embedding_lag=1", "metacontroller.embedder=hawk"],
+            r"need metacontroller\.embedder=gru",
+        ),
+        (
+            ["discover.curriculum_ramp=9"],
+            r"curriculum_ramp=9 lead to nothing: set .*discover\.recovery",
+        ),
         (["discover.recovery=-1"], r"discover\.recovery=-1 must not be negative"),
         (
-            ["discover.recovery=9", "metacontroller.force_switch=true", "reinforce.max_decisions=40"],
+            [
+                "discover.recovery=9",
+                "metacontroller.force_switch=true",
+                "reinforce.max_decisions=40",
+            ],
             r"discover\.recovery=9 does nothing to a forced",
         ),
         (["collect.detours=1"], r"collect\.detours=1\.0 must lie in \[0, 1\)"),
-        (["collect.detours=.2", "collect.noise_kind=epsilon"], r"collect\.detours=0\.2 needs .*noise_kind=injection"),
-        (["policy.mixer=hawk", "policy.num_heads=3"], r"policy\.num_heads=3 must divide policy\.width=64"),
+        (
+            ["collect.detours=.2", "collect.noise_kind=epsilon"],
+            r"collect\.detours=0\.2 needs .*noise_kind=injection",
+        ),
+        (
+            ["policy.mixer=hawk", "policy.num_heads=3"],
+            r"policy\.num_heads=3 must divide policy\.width=64",
+        ),
         (["metacontroller.history_width=0"], r"metacontroller\.history_width=0 must be positive"),
         (["metacontroller.rank=-1"], r"metacontroller\.rank=-1 must not be negative"),
         (["seed=-1"], r"seed=-1 must not be negative"),
@@ -89,7 +135,10 @@ def test_wrong_type_is_refused_with_its_path():
             ["pretrain.optim.muon_learning_rate=0"],
             r"pretrain\.optim\.muon_learning_rate=0\.0 must be positive, or null",
         ),
-        (["propose.keep_optim.learning_rate=0"], r"propose\.keep_optim\.learning_rate=0\.0 must be positive"),
+        (
+            ["propose.keep_optim.learning_rate=0"],
+            r"propose\.keep_optim\.learning_rate=0\.0 must be positive",
+        ),
         (["discover.noise=-1"], r"discover\.noise=-1\.0 must not be negative"),
         (["env.num_maps=-1"], r"env\.num_maps=-1 must not be negative"),
         (["pretrain.optim.clip=0"], r"pretrain\.optim\.clip=0\.0 must be positive, or null"),
@@ -97,12 +146,24 @@ def test_wrong_type_is_refused_with_its_path():
         (["discover.alpha=-1"], r"discover\.alpha=-1\.0 must not be negative"),
         (["pretrain.history_dropout=2"], r"pretrain\.history_dropout=2\.0 is a share in \[0, 1\]"),
         (["reinforce.optim.b1=1"], r"reinforce\.optim\.b1=1\.0 must lie in \[0, 1\)"),
-        (["model.embedding_variance=0"], r"model\.embedding_variance=0\.0 must be positive, or null"),
-        (["metacontroller.force_switch=true"], r"every step is a decision, .* set it to env\.horizon=40"),
+        (
+            ["model.embedding_variance=0"],
+            r"model\.embedding_variance=0\.0 must be positive, or null",
+        ),
+        (
+            ["metacontroller.force_switch=true"],
+            r"every step is a decision, .* set it to env\.horizon=40",
+        ),
         (["expert.steps=16383"], r"expert\.steps=16383 is less than one update, .* = 16384"),
-        (["propose.experts=65"], r"propose\.experts=65 must be 0 \(no proposal\) to propose\.candidates=64"),
-        (["policy.gain=1.5"], r"policy\.gain=1\.5 .* need a proposal; set propose\.experts"),
-        (["propose.experts=8", "reinforce.optim.weight_decay=.1"], r"would shrink the proposal's experts"),
+        (
+            ["propose.components=65"],
+            r"propose\.components=65 must be 0 \(no proposal\) to propose\.candidates=64",
+        ),
+        (["policy.gain=1.5"], r"policy\.gain=1\.5 .* need a proposal; set propose\.components"),
+        (
+            ["propose.components=8", "reinforce.optim.weight_decay=.1"],
+            r"would shrink the proposal's components",
+        ),
     ],
 )
 def test_senseless_values_are_refused_with_a_remedy(overrides, message):
@@ -121,6 +182,28 @@ def test_saved_config_loads_equal_and_is_checked(tmp_path):
         load(tmp_path / "missing.json")
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_is_refused_with_its_new_name(old, new, tmp_path):
+    """From the command line, and in a saved config."""
+    remedy = f"{old} is called {new} now; rename it"
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
+        compose([f"{old}=1"])
+    saved = to_dict(compose(["experiment=quickstart"]))
+    (part, name), (_, today) = old.split("."), new.split(".")
+    saved[part][name] = saved[part].pop(today)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=re.escape(f"config.json: {remedy}")):
+        load(path)
+
+
+def test_what_was_called_an_expert_is_called_a_component():
+    """Expert is the demonstrator alone."""
+    assert {"propose.experts", "policy.train_experts"} == RENAMED.keys()
+    for key in ("propose.components=8", "policy.gain=1.5", "policy.train_components=true"):
+        assert isinstance(compose(["propose.components=8", key]), Config)
+
+
 def test_validate_returns_the_config_it_was_given():
     config = replace(Config(), pretrain=PretrainConfig(row_length=0))
     assert validate(config) is config
@@ -130,7 +213,12 @@ def test_quickstart_is_the_recipe():
     config = compose(["experiment=quickstart"])
     env, collect, model = config.env, config.collect, config.model
     assert (env.size, env.num_colours, env.num_walls, env.horizon) == (6, 8, 0, 40)
-    assert (env.tasks, env.post_tasks, env.observation, env.num_maps) == ("ring:4", "0-1-2-3", "egocentric", 1)
+    assert (env.tasks, env.post_tasks, env.observation, env.num_maps) == (
+        "ring:4",
+        "0-1-2-3",
+        "egocentric",
+        1,
+    )
     assert (collect.episodes, collect.noise, collect.noise_kind) == (131_072, 0.3, "injection")
     assert (model.mixer, model.depth, model.width, model.control_layer) == ("hawk", 4, 64, 1)
     assert config.reinforce.num_seeds == 3
@@ -141,7 +229,11 @@ def test_grid_paper_has_every_figure_of_the_paper():
     env, model, meta, policy = config.env, config.model, config.metacontroller, config.policy
     # Section 2 and Table A1
     assert (env.size, env.num_colours, env.num_walls, env.horizon) == (7, 8, 4, 100)
-    assert (env.tasks, env.post_tasks, env.observation) == ("table_a1", "post_training_a1", "allocentric")
+    assert (env.tasks, env.post_tasks, env.observation) == (
+        "table_a1",
+        "post_training_a1",
+        "allocentric",
+    )
     assert env.num_maps == 0
     assert config.collect.noise == 0
     # Table A4
@@ -156,8 +248,17 @@ def test_grid_paper_has_every_figure_of_the_paper():
     assert (config.discover.steps, config.discover.batch_size) == (64_000, 512)
     assert config.discover.alpha in (0, 0.05, 0.1, 0.17, 0.3, 0.5, 1)
     for optim, rate in ((config.pretrain.optim, 3e-4), (config.discover.optim, 1e-3)):
-        assert (optim.learning_rate, optim.weight_decay, optim.b1, optim.b2) == (rate, 0.03, 0.9, 0.999)
-        assert (optim.warmup_steps, optim.final_fraction, optim.embedding_learning_rate) == (0, 1.0, None)
+        assert (optim.learning_rate, optim.weight_decay, optim.b1, optim.b2) == (
+            rate,
+            0.03,
+            0.9,
+            0.999,
+        )
+        assert (optim.warmup_steps, optim.final_fraction, optim.embedding_learning_rate) == (
+            0,
+            1.0,
+            None,
+        )
     # Tables A13 and A16
     assert (policy.mixer, policy.width) == ("hawk", 256)
     assert (config.reinforce.batch_size, config.reinforce.optim.learning_rate) == (1_024, 3e-5)
@@ -165,18 +266,45 @@ def test_grid_paper_has_every_figure_of_the_paper():
 
 
 def test_ant_paper_has_every_figure_of_the_paper():
-    """But for the expert's network and training (Table A3): ours is a smaller one. Of Table A15 method.md restates
-    nothing."""
+    """But for the expert's network and training (Table A3): ours is a smaller one.
+
+    Of Table A15 method.md restates nothing.
+    """
     config = compose(["experiment=ant_paper"])
     env, model, meta, policy = config.env, config.model, config.metacontroller, config.policy
     # Section 2 and Table A2
-    assert (env.name, env.size, env.num_colours, env.num_walls, env.horizon) == ("ant", 4, 4, 1, 500)
-    assert (env.tasks, env.post_tasks, env.observation) == ("table_a2", "post_training_a2", "allocentric")
+    assert (env.name, env.size, env.num_colours, env.num_walls, env.horizon) == (
+        "ant",
+        4,
+        4,
+        1,
+        500,
+    )
+    assert (env.tasks, env.post_tasks, env.observation) == (
+        "table_a2",
+        "post_training_a2",
+        "allocentric",
+    )
     assert env.num_maps == 0
-    assert (config.collect.noise, config.collect.noise_kind, config.collect.successful_only) == (0, "none", True)
+    assert (config.collect.noise, config.collect.noise_kind, config.collect.successful_only) == (
+        0,
+        "none",
+        True,
+    )
     # Table A5
-    assert (model.mixer, model.depth, model.width, model.mlp_width, model.num_heads) == ("hawk", 8, 256, 512, 8)
-    assert (model.control_layer, model.scale, model.scale_last, model.embedding_variance) == (4, 0.1, 0.1, None)
+    assert (model.mixer, model.depth, model.width, model.mlp_width, model.num_heads) == (
+        "hawk",
+        8,
+        256,
+        512,
+        8,
+    )
+    assert (model.control_layer, model.scale, model.scale_last, model.embedding_variance) == (
+        4,
+        0.1,
+        0.1,
+        None,
+    )
     assert (config.pretrain.steps, config.pretrain.batch_size) == (204_800, 512)
     assert (config.pretrain.next_observation_weight, model.action_std) == (10, "constant")
     # Table A10
@@ -184,13 +312,35 @@ def test_ant_paper_has_every_figure_of_the_paper():
     assert (meta.latent, meta.hypernetwork_width, meta.rank) == (8, 32, 0)
     assert (config.discover.steps, config.discover.batch_size) == (32_000, 128)
     assert config.discover.alpha in (0, 0.05, 0.1, 0.17, 0.3, 0.5, 1)
-    assert (meta.embedder, meta.force_switch, meta.shared_noise, meta.embedding_lag) == ("hawk", False, False, None)
-    assert (config.discover.recovery, config.discover.curriculum_ramp, config.discover.splice) == (0, 0, 0)
-    assert (config.discover.noise, config.discover.mean_actions, config.discover.tolerance) == (0, True, 5)
+    assert (meta.embedder, meta.force_switch, meta.shared_noise, meta.embedding_lag) == (
+        "hawk",
+        False,
+        False,
+        None,
+    )
+    assert (config.discover.recovery, config.discover.curriculum_ramp, config.discover.splice) == (
+        0,
+        0,
+        0,
+    )
+    assert (config.discover.noise, config.discover.mean_actions, config.discover.tolerance) == (
+        0,
+        True,
+        5,
+    )
     for optim in (config.pretrain.optim, config.discover.optim):
-        assert (optim.learning_rate, optim.weight_decay, optim.b1, optim.b2) == (3e-4, 0.03, 0.9, 0.999)
+        assert (optim.learning_rate, optim.weight_decay, optim.b1, optim.b2) == (
+            3e-4,
+            0.03,
+            0.9,
+            0.999,
+        )
         assert (optim.warmup_steps, optim.final_fraction) == (0, 1.0)
-        assert (optim.embedding_learning_rate, optim.muon_learning_rate, optim.clip) == (None, None, None)
+        assert (optim.embedding_learning_rate, optim.muon_learning_rate, optim.clip) == (
+            None,
+            None,
+            None,
+        )
     # Table A14, and A3 as far as it is about PPO
     assert (policy.mixer, policy.width) == ("hawk", 256)
     assert (config.reinforce.batch_size, config.reinforce.optim.learning_rate) == (256, 3e-5)
@@ -207,7 +357,11 @@ def test_what_the_paper_does_not_say_is_ours(name):
     controllers, discover, reinforce = config.controllers, config.discover, config.reinforce
     assert config.matmul_precision == "highest"
     # Section 3
-    assert (config.pretrain.row_length, config.pretrain.history_dropout, config.pretrain.optim.clip) == (0, 0, None)
+    assert (
+        config.pretrain.row_length,
+        config.pretrain.history_dropout,
+        config.pretrain.optim.clip,
+    ) == (0, 0, None)
     # Figure 4
     assert (controllers.steps, controllers.batch_size, controllers.rank) == (800, 64, 16)
     assert (controllers.episodes, controllers.trials) == (1_024, 2_048)
@@ -217,24 +371,36 @@ def test_what_the_paper_does_not_say_is_ours(name):
     # Section 4
     meta = config.metacontroller
     assert (discover.alpha_delay, discover.alpha_ramp, discover.optim.clip) == (200, 1_500, None)
-    assert (discover.recovery, discover.curriculum_delay, discover.curriculum_ramp, discover.splice) == (0, 0, 0, 0)
+    assert (
+        discover.recovery,
+        discover.curriculum_delay,
+        discover.curriculum_ramp,
+        discover.splice,
+    ) == (0, 0, 0, 0)
     assert (meta.switch_width, meta.hypernetwork_scale) == (32, 0.1)
-    assert (meta.encoder_norm, meta.shared_noise, config.propose.experts) == (False, False, 0)
+    assert (meta.encoder_norm, meta.shared_noise, config.propose.components) == (False, False, 0)
     # Section 5
-    assert (config.policy.initial_std, config.policy.mlp_width, config.policy.num_heads) == (1.0, 512, 8)
+    assert (config.policy.initial_std, config.policy.mlp_width, config.policy.num_heads) == (
+        1.0,
+        512,
+        8,
+    )
     assert (reinforce.epochs, reinforce.minibatches, reinforce.clip) == (4, 1, 0.2)
     assert (reinforce.max_decisions, reinforce.num_seeds, reinforce.test_episodes) == (24, 3, 2_048)
     assert (reinforce.optim.b1, reinforce.optim.b2, reinforce.optim.clip) == (0.9, 0.999, 1.0)
     assert (reinforce.optim.warmup_steps, reinforce.optim.final_fraction) == (0, 1.0)
 
 
-# Keys on which no number of a preset depends, and those that validation keeps at their defaults there.
+# Keys on which no number of a preset depends, and those that keep their defaults there.
 NOT_NAMED = {
     *("seed", "run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every"),
     *("env.map_seed", "env.first_map", "env.physics"),  # no pool of maps; both physics are the same
-    *("policy.gain", "policy.train_experts"),  # of a proposal
+    *("policy.gain", "policy.train_components"),  # of a proposal
     *("metacontroller.embedder_memory", "metacontroller.embedding_lag"),  # of a GRU
-    *("controllers.optim.embedding_learning_rate", "controllers.optim.muon_learning_rate"),  # of a base model
+    *(
+        "controllers.optim.embedding_learning_rate",
+        "controllers.optim.muon_learning_rate",
+    ),  # of a base model
 }
 NOT_NAMED_OF = {
     "grid_paper": {
@@ -249,7 +415,9 @@ NOT_NAMED_OF = {
 @pytest.mark.parametrize("name", PAPER)
 def test_a_new_default_changes_no_number_of_a_paper_preset(name):
     every = set(flat(to_dict(compose([f"experiment={name}"]))))
-    elsewhere = {key for key in every if key.startswith(("propose.", "expert.", "tracker."))} - {"propose.experts"}
+    elsewhere = {key for key in every if key.startswith(("propose.", "expert.", "tracker."))} - {
+        "propose.components"
+    }
     named = set(named_keys(CONF / "experiment" / f"{name}.yaml"))
     assert every - named == elsewhere | NOT_NAMED | NOT_NAMED_OF[name]
 
@@ -277,7 +445,9 @@ def named_keys(file: Path, prefix: str = "") -> Iterator[str]:
 
 
 def test_mean_actions_need_a_dataset_of_their_own():
-    with pytest.raises(ConfigError, match=r"discover\.mean_actions needs discover\.noise=0 \(it is None\)"):
+    with pytest.raises(
+        ConfigError, match=r"discover\.mean_actions needs discover\.noise=0 \(it is None\)"
+    ):
         compose(["experiment=ant_small", "discover.mean_actions=true"])
 
 
@@ -289,19 +459,27 @@ def test_minibatches_of_the_expert_divide_its_steps():
 @pytest.mark.parametrize("key", ["seed", "env.map_seed"])
 def test_a_seed_of_more_than_32_bits_is_refused(key):
     """JAX would take 2**32 for 0."""
-    with pytest.raises(ConfigError, match=rf"{key}=4294967296 must be below 2\*\*32"):
+    with pytest.raises(
+        ConfigError, match=rf"{key}=4294967296 must not be negative and must be below 2\*\*32"
+    ):
         compose([f"{key}={2**32}"])
     compose([f"{key}={2**32 - 1}"])
 
 
 def test_micro_batches_divide_generated_batches():
     compose(["experiment=grid_paper", "pretrain.micro_batch=64", "discover.micro_batch=64"])
-    with pytest.raises(ConfigError, match=r"discover\.micro_batch=100 must divide discover\.batch_size=512"):
+    with pytest.raises(
+        ConfigError, match=r"discover\.micro_batch=100 must divide discover\.batch_size=512"
+    ):
         compose(["experiment=grid_paper", "discover.micro_batch=100"])
     compose(["discover.micro_batch=100"])  # stored data: batches are rounded to it
 
 
 def test_pretraining_tasks_that_break_a_subgoal_are_refused_before_work(tmp_path):
-    run = Run(compose(["experiment=smoke", "env.tasks='0-1-2,1-0-2'", "env.subgoals=0-1"]), tmp_path)
-    with pytest.raises(ConfigError, match=r"env\.tasks='0-1-2,1-0-2': 1-0 leaves the order of a subgoal"):
+    run = Run(
+        compose(["experiment=smoke", "env.tasks='0-1-2,1-0-2'", "env.subgoals=0-1"]), tmp_path
+    )
+    with pytest.raises(
+        ConfigError, match=r"env\.tasks='0-1-2,1-0-2': 1-0 leaves the order of a subgoal"
+    ):
         check_worlds(run)

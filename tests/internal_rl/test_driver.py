@@ -1,4 +1,7 @@
-"""Two drivers, one per-step function: a world stepped from the host gives the episodes of the compiled one."""
+"""Two drivers, one per-step function.
+
+A world stepped from the host gives the episodes of the compiled one.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,15 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from envs import registry
 from envs.gridworld import GridWorld
+from envs.gridworld_expert import GridExpert
 from internal_rl import driver
-from internal_rl.analysis import record
 from internal_rl.config import Config
+from internal_rl.data.expert_episodes import make_expert, make_generator
 from internal_rl.driver import Driver
-from internal_rl.internal_env import InternalEnv
-from internal_rl.rollout import rollout
-from internal_rl.stages import collect, controllers, pretrain, reinforce
+from internal_rl.models.model import Model
+from internal_rl.rollout import Actor, Rollout, rollout
+from internal_rl.run import Run
+from internal_rl.stages import controllers, reinforce
+from internal_rl.trained import Algorithm, fresh_base, fresh_controllers, fresh_policy
 
 BATCH = 16
 
@@ -49,18 +57,30 @@ class HostGrid(GridWorld):
         return Host()
 
 
+registry.register("host_grid", HostGrid, GridExpert, HostGrid.make_host)
+
+
 @pytest.fixture
 def host(config: Config) -> HostGrid:
-    return HostGrid(size=3, num_colours=2, num_walls=0, horizon=10, tasks=config.env.tasks, num_maps=1)
+    return HostGrid(
+        size=3, num_colours=2, num_walls=0, horizon=10, tasks=config.env.tasks, num_maps=1
+    )
 
 
 def assert_same(actual: Any, expected: Any) -> None:
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), jax.device_get(actual), jax.device_get(expected))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, atol=1e-5),
+        jax.device_get(actual),
+        jax.device_get(expected),
+    )
 
 
 def test_collection(config: Config, env: GridWorld, host: HostGrid) -> None:
     keys = jax.random.split(jax.random.key(3), BATCH)
-    make = lambda env: collect.make_generator(env, collect.make_expert(env, config), env.horizon, yardsticks=True)
+
+    def make(env):
+        return make_generator(env, make_expert(env, config), env.horizon, yardsticks=True)
+
     expected, actual = jax.device_get(make(env)(keys)), jax.device_get(make(host)(keys))
     longest = int(expected["mask"].sum(1).max())
     assert host.steps == longest < env.horizon  # it stops where the last episode ends
@@ -72,27 +92,35 @@ def test_collection(config: Config, env: GridWorld, host: HostGrid) -> None:
 
 
 def test_controllers(config: Config, env: GridWorld, host: HostGrid) -> None:
-    graphdef, params = pretrain.build(config, env)
-    goal = controllers.init_controllers(config, env)
-    play = lambda env: controllers.measure(env, graphdef, params, goal, jax.random.key(1), 32)
+    base, goals = fresh_base(config, env), fresh_controllers(config, env)
+
+    def play(env):
+        return controllers.measure(env, base, goals, jax.random.key(1), 32)
+
     assert play(host) == play(env)
     assert 0 < host.steps <= env.horizon
 
 
 @pytest.fixture
-def make_learner(
+def make_actor(
     config: Config, make_backbone: Callable, make_metacontroller: Callable
-) -> Callable[..., tuple[reinforce.Learner, reinforce.Frozen]]:
-    from flax import nnx
+) -> Callable[[Algorithm], Actor]:
+    base, metacontroller = Model.of(make_backbone("hawk")), Model.of(make_metacontroller())
 
-    split = lambda module: (lambda g, s: (g, nnx.to_pure_dict(s)))(*nnx.split(module, nnx.Param))
+    def make(algorithm: Algorithm) -> Actor:
+        if algorithm == "raw_rl":
+            return Actor(base)
+        policy = Model.of(fresh_policy(config, None, nnx.Rngs(0)))
+        return Actor(policy, base, metacontroller)
 
-    def make(env: GridWorld, algorithm: reinforce.Algorithm):
-        base_graph, base = split(make_backbone("hawk"))
-        graph, params = split(make_metacontroller())
-        policy = nnx.graphdef(reinforce.build_policy(config, None, nnx.Rngs(0)))
-        graphs = {"base": base_graph, "metacontroller": graph, "policy": policy}
-        return reinforce.Learner(config, env, algorithm, graphs), reinforce.Frozen(base, params)
+    return make
+
+
+@pytest.fixture
+def make_rollout(config: Config) -> Callable[[GridWorld, Algorithm], Rollout]:
+    def make(env: GridWorld, algorithm: Algorithm) -> Rollout:
+        slots = config.reinforce.max_decisions if algorithm == "internal_rl" else env.horizon
+        return Rollout(env, slots)
 
     return make
 
@@ -101,60 +129,88 @@ def make_learner(
 def test_rollouts(
     env: GridWorld,
     host: HostGrid,
-    make_learner: Callable,
-    algorithm: reinforce.Algorithm,
+    make_actor: Callable,
+    make_rollout: Callable,
+    algorithm: Algorithm,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled, frozen = make_learner(env, algorithm)
-    params = compiled.init(jax.random.key(0), frozen).params
-    expected = compiled.player()(params, frozen, jax.random.key(5), BATCH)
-    looped, _ = make_learner(host, algorithm)
-    assert_same(looped.player()(params, frozen, jax.random.key(5), BATCH), expected)
-    monkeypatch.setattr(driver, "SMALLEST", 2)  # from now on in ever smaller batches; and nothing was used up
-    assert_same(looped.player()(params, frozen, jax.random.key(5), BATCH), expected)
+    actor, key = make_actor(algorithm), jax.random.key(5)
+    expected = make_rollout(env, algorithm)(actor, key, BATCH)
+    assert_same(make_rollout(host, algorithm)(actor, key, BATCH), expected)
+    # From now on in ever smaller batches; and nothing was used up.
+    monkeypatch.setattr(driver, "SMALLEST", 2)
+    assert_same(make_rollout(host, algorithm)(actor, key, BATCH), expected)
     longest = int(expected.length.max())
     assert host.sizes[:longest] == [BATCH] * longest
     live = [int((expected.length > t).sum()) for t in range(longest)]
     compacted = host.sizes[longest:]
     assert len(compacted) == longest
-    assert set(compacted) >= {BATCH, BATCH // 2} | ({BATCH // 4} if algorithm == "raw_rl" else set())
+    assert set(compacted) >= {BATCH, BATCH // 2} | (
+        {BATCH // 4} if algorithm == "raw_rl" else set()
+    )
     assert all(rows >= count for rows, count in zip(compacted, live, strict=True))
 
 
-def test_recorded_steps(env: GridWorld, host: HostGrid, make_learner: Callable) -> None:
-    learner, frozen = make_learner(host, "internal_rl")
-    params = learner.init(jax.random.key(0), frozen).params
+def test_recorded_steps(
+    env: GridWorld, host: HostGrid, make_actor: Callable, make_rollout: Callable
+) -> None:
+    actor = make_actor("internal_rl")
     keys = jax.random.split(jax.random.key(5), BATCH)
-    acted = learner.decision_env(frozen), learner.policy(params), keys, learner.num_slots
-    carries = list(record.host_loop(*acted))
-    compiled = InternalEnv(env, acted[0].controlled.backbone, acted[0].metacontroller)
-    assert_same(carries[-1].episodes, rollout(compiled, *acted[1:]))
+    play = make_rollout(host, "internal_rl")
+    carries = list(play.steps(actor, keys))
+    expected = rollout(actor.environment(env), actor.decider(), keys, play.num_slots)
+    assert_same(carries[-1].episodes, expected)
     assert len(carries) == host.steps + 1
     assert not carries[0].step.timestep.done.any()
 
 
 def test_the_driver_stops_early_only_when_all_have_ended(env: GridWorld, host: HostGrid) -> None:
     """Every episode walks up for ever: the horizon is reached."""
-    act = lambda _, carry, t: (carry, carry[0], jnp.zeros(2, jnp.int32))
-    observe = lambda _, carry, state, timestep, t: (state, carry[1] + ~timestep.done)
-    start = lambda env: (jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2))[0], jnp.zeros(2, jnp.int32))
+
+    def act(_, carry, t):
+        return (carry, carry[0], jnp.zeros(2, jnp.int32))
+
+    def observe(_, carry, state, timestep, t):
+        return (state, carry[1] + ~timestep.done)
+
+    def start(env):
+        return (
+            jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2))[0],
+            jnp.zeros(2, jnp.int32),
+        )
+
     expected = Driver(env, act, observe, env.horizon)(None, start(env))
     assert_same(Driver(host, act, observe, env.horizon)(None, start(host)), expected)
     assert_same(Driver(host, act, observe, 3)(None, start(host))[1], np.full(2, 3))
 
 
 def test_a_learning_seed_on_the_host(
-    config: Config, env: GridWorld, host: HostGrid, make_learner: Callable, tmp_path: Any, monkeypatch: Any
+    config: Config,
+    env: GridWorld,
+    host: HostGrid,
+    make_actor: Callable,
+    make_rollout: Callable,
+    tmp_path: Any,
+    monkeypatch: Any,
 ) -> None:
     """The whole training loop: equal results from both."""
-    from internal_rl.tracking import Tracker
+    from internal_rl.training.tracking import Tracker
+
+    actor = make_actor("internal_rl")
+
+    def learner_in(world: GridWorld) -> Callable[..., reinforce.Learner]:
+        def make(run: Run, algorithm: Algorithm) -> reinforce.Learner:
+            play = make_rollout(world, algorithm)
+            return reinforce.Learner(config, world, algorithm, actor, play)
+
+        return make
 
     results = []
     for name, world in (("compiled", env), ("host", host)):
-        monkeypatch.setattr(reinforce, "make_learner", lambda *_, world=world: make_learner(world, "internal_rl"))
-        directory = tmp_path / name
-        with Tracker(directory, wandb_mode="disabled", project="", name="", config={}) as tracker:
-            results.append(reinforce.run_seed(config, world, directory, tracker, "internal_rl", 0))
+        monkeypatch.setattr(reinforce, "make_learner", learner_in(world))
+        run = Run(config, tmp_path / name)
+        with Tracker(run.directory, wandb_mode="disabled") as tracker:
+            results.append(reinforce.run_seed(run, tracker, "internal_rl", 0))
     compiled, looped = ({**result, "seconds": 0} for result in results)
     assert looped == compiled
     assert compiled["success"] > 0

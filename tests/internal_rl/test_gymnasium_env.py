@@ -44,8 +44,12 @@ def test_the_same_latents_and_key_give_the_episode_of_the_rollout(
         total, length, info = 0.0, 0, {}
         for slot in range(episodes.num_decisions[index]):
             assert episodes.decisions.time[index, slot] == length
-            np.testing.assert_allclose(observation, episodes.decisions.input.residual_stream[index, slot], atol=1e-5)
-            observation, reward, terminated, truncated, info = wrapped.step(episodes.decisions.action[index, slot])
+            np.testing.assert_allclose(
+                observation, episodes.decisions.input.residual_stream[index, slot], atol=1e-5
+            )
+            observation, reward, terminated, truncated, info = wrapped.step(
+                episodes.decisions.action[index, slot]
+            )
             total, length = total + reward, length + info["steps"]
             assert (terminated or truncated) == (slot == episodes.num_decisions[index] - 1)
         assert (total, length, info["success"]) == (

@@ -22,7 +22,9 @@ LOG_PROB = jnp.array([[-1.0, -2.0, -50.0], [-6.0, np.nan, -np.inf]])  # padding 
 
 
 def test_masked_mean() -> None:
-    assert masked_mean(LOG_PROB, MASK) == pytest.approx(-3.0)  # over three steps, not over two episodes
+    assert masked_mean(LOG_PROB, MASK) == pytest.approx(
+        -3.0
+    )  # over three steps, not over two episodes
     assert masked_mean(LOG_PROB, jnp.zeros_like(MASK)) == 0
 
 
@@ -48,7 +50,8 @@ def test_elbo_is_nll_plus_alpha_kl() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "expected"), [(0, 0.0), (99, 0.0), (100, 0.0), (101, 0.01), (150, 0.5), (200, 1.0), (9_999, 1.0)]
+    ("step", "expected"),
+    [(0, 0.0), (99, 0.0), (100, 0.0), (101, 0.01), (150, 0.5), (200, 1.0), (9_999, 1.0)],
 )
 def test_warm_up(step: int, expected: float) -> None:
     assert float(warm_up(jnp.int32(step), 0.2, 100, 100)) == pytest.approx(0.2 * expected)
@@ -75,12 +78,14 @@ def test_unusable_episodes_have_no_advantage_and_no_say() -> None:
     usable = jnp.array([True, True, False, True, True, False])
     returns = jnp.array([0.0, 0.0, 9.0, 1.0, 0.0, -5.0])
     advantage = batch_relative_advantage(returns, usable)
-    np.testing.assert_allclose(advantage[usable], batch_relative_advantage(returns[usable], jnp.ones(4, bool)))
+    np.testing.assert_allclose(
+        advantage[usable], batch_relative_advantage(returns[usable], jnp.ones(4, bool))
+    )
     assert advantage[~usable].tolist() == [0, 0]
 
 
-# One decision of each kind with a clip of 0.2: ratio, advantage, loss, and the loss's derivative by the log-
-# probability, which is -ratio * A, and 0 where the clipped gain is the smaller one.
+# One decision of each kind with a clip of 0.2: ratio, advantage, loss, and the loss's derivative by
+# the log-probability, which is -ratio * A, and 0 where the clipped gain is the smaller one.
 KINDS = {
     "inside, good": (1.1, 2.0, -2.2, -2.2),
     "inside, bad": (0.9, -2.0, 1.8, 1.8),
@@ -107,7 +112,9 @@ def test_clipped_surrogate_of_one_decision(kind: str) -> None:
 
 def test_clipped_surrogate_averages_over_the_decisions_of_all_episodes() -> None:
     ratio = np.array([[1.1, 1.5, 99.0], [0.5, 99.0, 99.0]])
-    surrogate = clipped_surrogate(jnp.log(ratio), jnp.zeros((2, 3)), jnp.array([2.0, -1.0]), MASK, 0.2)
+    surrogate = clipped_surrogate(
+        jnp.log(ratio), jnp.zeros((2, 3)), jnp.array([2.0, -1.0]), MASK, 0.2
+    )
     assert float(surrogate.loss) == pytest.approx(-(2.2 + 2.4 - 0.8) / 3, rel=1e-5)
     assert float(surrogate.clip_fraction) == pytest.approx(2 / 3)
     kl = [r - 1 - math.log(r) for r in (1.1, 1.5, 0.5)]
@@ -115,7 +122,7 @@ def test_clipped_surrogate_averages_over_the_decisions_of_all_episodes() -> None
 
 
 def test_clipped_surrogate_survives_any_number_at_an_unused_slot() -> None:
-    """exp of a huge difference is infinite; its gradient must not turn into a nan of the used slots."""
+    """exp of a huge difference is infinite; its gradient must not make the used slots nan."""
     old = jnp.array([[0.0, -1e4]])
     mask = jnp.array([[True, False]])
 
@@ -126,4 +133,7 @@ def test_clipped_surrogate_survives_any_number_at_an_unused_slot() -> None:
 
 
 def test_global_norm() -> None:
-    assert float(global_norm({"a": jnp.array([3.0]), "b": [jnp.array([[0.0, 4.0], [12.0, 0.0]])]})) == 13.0
+    assert (
+        float(global_norm({"a": jnp.array([3.0]), "b": [jnp.array([[0.0, 4.0], [12.0, 0.0]])]}))
+        == 13.0
+    )

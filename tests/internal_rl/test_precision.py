@@ -13,9 +13,10 @@ import pytest
 from jax.lax import Precision
 
 from envs.gridworld import GridWorld
-from internal_rl import cli, worker
-from internal_rl.config import Config, save
+from internal_rl.config import Config
 from internal_rl.models.backbone import Backbone, episode_starts
+from internal_rl.run import save_config as save
+from internal_rl.running import cli, worker
 from internal_rl.stages import reinforce
 from tests.precision import product_precisions
 
@@ -72,7 +73,9 @@ def test_an_evaluation_computes_as_its_run_says(
     assert precision() == {HIGH}
 
 
-def test_a_benchmark_computes_as_the_config_says(precision: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_computes_as_the_config_says(
+    precision: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(monkeypatch, "benchmark", "experiment=ant_small", "matmul_precision=high")  # not the ant
     assert precision() == {HIGH}
 

@@ -25,7 +25,7 @@ BATCH, SLOTS = 12, 4
 
 @dataclass
 class Looped:
-    """Episodes played by a Python loop over `advance`; carries: before each step, and after the last."""
+    """Episodes played by a loop over `advance`; carries: before each step, and after the last."""
 
     env: DecisionEnv
     policy: Policy
@@ -38,20 +38,30 @@ class Looped:
 
 
 @pytest.fixture(scope="module")
-def internal_env(env: GridWorld, make_backbone: Callable, make_metacontroller: Callable) -> InternalEnv:
+def internal_env(
+    env: GridWorld, make_backbone: Callable, make_metacontroller: Callable
+) -> InternalEnv:
     return InternalEnv(env, make_backbone("transformer"), make_metacontroller())
 
 
 @pytest.fixture(scope="module")
 def make_looped(
-    config: Config, env: GridWorld, make_backbone: Callable, internal_env: InternalEnv, make_rngs: Callable
+    config: Config,
+    env: GridWorld,
+    make_backbone: Callable,
+    internal_env: InternalEnv,
+    make_rngs: Callable,
 ) -> Callable[[str], Looped]:
     @cache
     def make(kind: str) -> Looped:
         decision_env, policy = RawEnv(env), RawPolicy(make_backbone("hawk"))
         if kind != "raw":
             latent = config.metacontroller.latent
-            proposal = Proposal(env.observation_spec, latent, 4, make_rngs(3)) if kind == "proposal" else None
+            proposal = (
+                Proposal(env.observation_spec, latent, 4, make_rngs(3))
+                if kind == "proposal"
+                else None
+            )
             settings = replace(config.policy, mixer="gru" if proposal else kind)
             decision_env = internal_env
             policy = LatentPolicy(config.model.width, latent, settings, make_rngs(2), proposal)
@@ -75,7 +85,7 @@ def looped(request: pytest.FixtureRequest, make_looped: Callable) -> Looped:
 def test_compiled_rollout_plays_the_episodes_of_the_loop_with_and_without_compaction(
     make_looped: Callable, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Here with fewer slots than decisions: the ones that do not fit are taken, and not recorded."""
+    """With fewer slots than decisions: the ones that do not fit are taken, and not recorded."""
     looped = make_looped(kind)
     monkeypatch.setattr(module, "BLOCK", 4)
 
@@ -86,7 +96,9 @@ def test_compiled_rollout_plays_the_episodes_of_the_loop_with_and_without_compac
     compact = play(True)
     if kind == "raw":  # elsewhere the loop, itself without compaction, has to do
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), compact, play(False))
-    live = [(compact.length > t).sum() for t in range(4, looped.env.horizon, 4)]  # when compaction may happen
+    live = [
+        (compact.length > t).sum() for t in range(4, looped.env.horizon, 4)
+    ]  # when compaction may happen
     assert any(0 < count <= len(looped.keys) - 4 for count in live), live  # fewer blocks
     assert any(count % 4 > 0 for count in live), live  # and one that is part live, part finished
 
@@ -106,7 +118,10 @@ def test_records_agree_with_the_steps(looped: Looped) -> None:
         assert episodes.decisions.mask[b].tolist() == [True] * n + [False] * (len(before) - n)
         assert episodes.decisions.time[b, :n].tolist() == times
         for slot, t in enumerate(times):
-            at = lambda tree, *index: jax.tree.map(lambda x: x[index], tree)
+
+            def at(tree, *index):
+                return jax.tree.map(lambda x: x[index], tree)
+
             jax.tree.map(
                 np.testing.assert_array_equal,
                 at(episodes.decisions.input, b, slot),
@@ -122,7 +137,9 @@ def test_records_agree_with_the_steps(looped: Looped) -> None:
 def test_the_first_step_decides_and_none_after_the_end(looped: Looped) -> None:
     assert looped.carries[0].step.decide.all()
     ended = [carry.step.timestep.done for carry in looped.carries]
-    assert not any((carry.step.decide & done).any() for carry, done in zip(looped.carries, ended, strict=True))
+    assert not any(
+        (carry.step.decide & done).any() for carry, done in zip(looped.carries, ended, strict=True)
+    )
     assert ended[5].any()
     assert ended[-1].all()
 
@@ -134,7 +151,8 @@ def test_decisions_and_memory_change_only_where_decided(looped: Looped) -> None:
             assert (decide == ~before.step.timestep.done).all()
             continue
         kept = jax.tree.map(
-            lambda x, keep=~decide: x[keep], ((before.action, before.memory), (after.action, after.memory))
+            lambda x, keep=~decide: x[keep],
+            ((before.action, before.memory), (after.action, after.memory)),
         )
         jax.tree.map(np.testing.assert_array_equal, *kept)
         assert (before.action[decide] != after.action[decide]).all()
@@ -160,19 +178,23 @@ def test_latent_policy_steps_equal_its_unroll(
     unrolled, step = jax.jit(policy.unroll)(LatentInput(stream, observation)), jax.jit(policy.step)
     memory = policy.init_memory(3, 6)
     for t in range(6):
-        distribution, memory = step(LatentInput(stream[:, t], observation[:, t]), memory, jnp.int32(0))
+        distribution, memory = step(
+            LatentInput(stream[:, t], observation[:, t]), memory, jnp.int32(0)
+        )
         assert_close(distribution.mean, unrolled.mean[:, t])
         np.testing.assert_allclose(np.exp(distribution.log_std), 0.5, rtol=1e-6)
 
 
 def test_returns_are_successes_on_the_grid(looped: Looped) -> None:
-    np.testing.assert_array_equal(looped.episodes.returns, looped.episodes.success.astype(np.float32))
+    np.testing.assert_array_equal(
+        looped.episodes.returns, looped.episodes.success.astype(np.float32)
+    )
     assert looped.episodes.success.any()
     assert not looped.episodes.success.all()
     assert (looped.episodes.length <= looped.env.horizon).all()
 
 
-# --- the frozen model as an environment ------------------------------------------------------------------
+# --- the frozen model as an environment ---------------------------------------------------------
 
 
 class Spy:
@@ -196,8 +218,8 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
     normal: Callable,
     assert_close: Callable,
 ) -> None:
-    """Under given latents each step has the logits and switch of the whole sequence, and acts on them."""
-    backbone, metacontroller = internal_env.controlled.backbone, internal_env.metacontroller
+    """Under given latents a step has the sequence's logits and switch, and acts on them."""
+    backbone, metacontroller = internal_env.controlled.model.base, internal_env.metacontroller
     latents = normal(BATCH, env.horizon, 3, seed=9)
     keys = jax.random.split(jax.random.key(4), (env.horizon + 1, BATCH))
 
@@ -223,7 +245,10 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
         np.testing.assert_array_equal(state.controlled.env.agent, agent)
         logits.append(here)
     observation.append(seen.timestep.observation)
-    stack = lambda parts: np.stack(jax.device_get(parts), 1)
+
+    def stack(parts):
+        return np.stack(jax.device_get(parts), 1)
+
     observation, logits, decide, alive = map(stack, (observation, logits, decide, alive))
 
     @jax.jit
@@ -236,10 +261,14 @@ def test_stepping_reproduces_the_offline_computation_of_discovery(
         return backbone.unroll_upper(metacontroller.control(e, latents), first).action.logits, beta
 
     expected, beta = jax.device_get(offline(observation[:, :-1]))
-    after = jax.jit(backbone.unroll_lower)(observation, episode_starts(BATCH, env.horizon + 1))[:, -1]
+    after = jax.jit(backbone.unroll_lower)(observation, episode_starts(BATCH, env.horizon + 1))[
+        :, -1
+    ]
     assert_close(state.controlled.e, after)  # what is read after the last step, too
     assert_close(logits[alive], expected[alive])
-    assert (np.abs(beta - 0.5) > 1e-4).all()  # none so near the threshold that rounding could decide
+    assert (
+        np.abs(beta - 0.5) > 1e-4
+    ).all()  # none so near the threshold that rounding could decide
     np.testing.assert_array_equal(decide, (beta >= 0.5) & alive)
     assert 0.1 < decide[alive].mean() < 0.9
     assert alive.sum(1).max() > 4

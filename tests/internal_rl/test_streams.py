@@ -11,7 +11,7 @@ import pytest
 from envs.gridworld import GridWorld
 from internal_rl import streams
 from internal_rl.config import Config
-from internal_rl.stages import discover, pretrain
+from internal_rl.trained import fresh_base, fresh_metacontroller
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(4)
@@ -23,7 +23,11 @@ def key_words(key: jax.Array) -> tuple[int, ...]:
 
 def test_keys_of_all_streams_and_seeds_differ_from_each_other_and_from_the_maps() -> None:
     named = [key_words(streams.key(seed, name)) for seed in SEEDS for name in streams.NAMES]
-    maps = [key_words(jax.random.fold_in(jax.random.key(seed), number)) for seed in SEEDS for number in range(40)]
+    maps = [
+        key_words(jax.random.fold_in(jax.random.key(seed), number))
+        for seed in SEEDS
+        for number in range(40)
+    ]
     seeds = [key_words(jax.random.key(seed)) for seed in SEEDS]
     assert len({*named, *maps, *seeds}) == len(named) + len(maps) + len(seeds)
 
@@ -38,7 +42,14 @@ def test_generators_of_all_streams_seeds_and_steps_differ() -> None:
         streams.generator(seed, name, *numbers).integers(2**62)
         for seed in SEEDS
         for name in streams.NAMES
-        for numbers in ((), (0,), (1,), (0, 0), (0, 1), (1, 0))  # NumPy takes (1,) and (1, 0) for one seed
+        for numbers in (
+            (),
+            (0,),
+            (1,),
+            (0, 0),
+            (0, 1),
+            (1, 0),
+        )  # NumPy takes (1,) and (1, 0) for one seed
     }
     assert len(draws) == len(SEEDS) * len(streams.NAMES) * 6
 
@@ -53,7 +64,7 @@ def test_models_of_neighbouring_seeds_share_no_weights(config: Config, env: Grid
     starts = []
     for seed in (0, 1, 2):
         seeded = replace(config, seed=seed)
-        models = pretrain.build(seeded, env)[1], discover.build(seeded)[1]
+        models = fresh_base(seeded, env), fresh_metacontroller(seeded)
         matrices = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(models) if leaf.ndim >= 2]
         starts += [tuple(matrix[:8].tolist()) for matrix in matrices]
     assert len(starts) > 50
@@ -65,7 +76,9 @@ def names_of_keys(function: str, tree: ast.AST) -> set[str]:
     return {
         ast.unparse(node.args[0])
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"jax.random.{function}" and node.args
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == f"jax.random.{function}"
+        and node.args
     }
 
 
@@ -76,12 +89,20 @@ def test_no_key_is_both_split_and_folded() -> None:
         jax.random.key_data(jax.random.fold_in(jax.random.key(3), 2)),
     )
     twice = []
-    for path in [*ROOT.glob("internal_rl/**/*.py"), *ROOT.glob("envs/**/*.py"), *ROOT.glob("scripts/*.py")]:
+    for path in [
+        *ROOT.glob("internal_rl/**/*.py"),
+        *ROOT.glob("envs/**/*.py"),
+        *ROOT.glob("scripts/*.py"),
+    ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 both = names_of_keys("split", node) & names_of_keys("fold_in", node)
                 # In a class only what its methods share; a function's own names are its own.
-                shared = {key for key in both if isinstance(node, ast.FunctionDef) or key.startswith("self.")}
+                shared = {
+                    key
+                    for key in both
+                    if isinstance(node, ast.FunctionDef) or key.startswith("self.")
+                }
                 twice += [f"{path.name}: {node.name}: {key}" for key in shared]
     assert twice == []
 
@@ -93,7 +114,9 @@ def test_seeds_are_drawn_from_only_by_name() -> None:
         if path.name == "streams.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("random.key", "Rngs", "default_rng")):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                ("random.key", "Rngs", "default_rng")
+            ):
                 argument = ast.unparse(node.args[0]) if node.args else ""
                 if "seed" in argument and "streams." not in argument:
                     bare.append(f"{path.name}: {ast.unparse(node)}")

@@ -11,22 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internal_rl.trajectories import (
-    LABELS,
+from internal_rl.data.batches import (
     Batches,
-    Behaviour,
-    DatasetError,
-    ShardWriter,
     bucketed_batches,
-    concatenate,
     gather,
-    in_chunks,
     length_buckets,
-    load,
     pack,
     packed_batches,
     whole,
 )
+from internal_rl.data.chunks import in_chunks
+from internal_rl.data.dataset import LABELS, Behaviour, DatasetError, ShardWriter, concatenate, load
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=30).map(np.array)
 
@@ -53,7 +48,7 @@ def assert_same(actual: Behaviour, expected: Behaviour, labels: bool) -> None:
         np.testing.assert_array_equal(actual.labels[name], expected.labels[name])
 
 
-# --- on disk ---------------------------------------------------------------------------------------------
+# --- on disk ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -80,7 +75,11 @@ def test_manifest_counts_and_lists_every_file(saved: Path) -> None:
 
 def test_labels_lie_in_files_of_their_own(saved: Path) -> None:
     for file in saved.glob("*.npz"):
-        expected = LABELS if file.name.startswith("labels-") else ("observation", "action", "target", "length")
+        expected = (
+            LABELS
+            if file.name.startswith("labels-")
+            else ("observation", "action", "target", "length")
+        )
         assert set(np.load(file)) == set(expected)
     (saved / "labels-00000.npz").unlink()
     assert len(load(saved).length) == 3
@@ -113,7 +112,9 @@ def test_without_a_whole_manifest_there_is_no_dataset(saved: Path, text: str | N
         load(saved)
 
 
-def test_a_dataset_that_was_broken_off_is_none_and_goes_on_after_its_last_shard(tmp_path: Path) -> None:
+def test_a_dataset_that_was_broken_off_is_none_and_goes_on_after_its_last_shard(
+    tmp_path: Path,
+) -> None:
     ShardWriter(tmp_path, {"seed": 1}).write(behaviour(3, 1), tried=7)
     with pytest.raises(DatasetError, match="no finished dataset"):
         load(tmp_path)
@@ -125,7 +126,11 @@ def test_a_dataset_that_was_broken_off_is_none_and_goes_on_after_its_last_shard(
     again = ShardWriter(tmp_path, {"seed": 1})
     assert again.finished
     assert again.manifest == writer.manifest
-    assert (again.manifest["episodes"], again.manifest["steps"], again.manifest["tried"]) == (3, 6, 9)
+    assert (again.manifest["episodes"], again.manifest["steps"], again.manifest["tried"]) == (
+        3,
+        6,
+        9,
+    )
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -173,11 +178,13 @@ def test_pickled_objects_are_refused_even_with_the_right_hash(saved: Path) -> No
         load(saved)
 
 
-# --- rows ------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------
 
 
 @given(LENGTHS, st.integers(0, 5))
-def test_pack_places_every_episode_once_in_rows_that_hold_them(length: np.ndarray, seed: int) -> None:
+def test_pack_places_every_episode_once_in_rows_that_hold_them(
+    length: np.ndarray, seed: int
+) -> None:
     rows = pack(length, 10, np.random.default_rng(seed))
     assert sorted(itertools.chain(*rows)) == list(range(len(length)))
     assert max(sum(length[episode] for episode in row) for row in rows) <= 10
@@ -191,7 +198,9 @@ def test_pack_wastes_little_on_realistic_lengths() -> None:
 
 
 def test_pack_draws_among_equal_lengths() -> None:
-    rows = {tuple(map(tuple, pack(np.full(6, 3), 6, np.random.default_rng(seed)))) for seed in range(5)}
+    rows = {
+        tuple(map(tuple, pack(np.full(6, 3), 6, np.random.default_rng(seed)))) for seed in range(5)
+    }
     assert len(rows) > 1
 
 
@@ -213,7 +222,7 @@ def test_length_buckets_are_the_best_there_are(length: np.ndarray, num_buckets: 
     assert waste(length, tuple(edges)) == best
 
 
-# --- batches ---------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------
 
 DATA = behaviour(3, 5, 1, 2, 5, 4, 1, 3, 3)
 
@@ -231,7 +240,9 @@ def test_batches_are_a_pure_function_of_seed_and_step(kind: str) -> None:
     backwards = [other.draw(step) for step in reversed(range(6))][::-1]
     assert all(map(np.array_equal, forwards, backwards))
     assert len({index.tobytes() for index in forwards}) > 1
-    assert not all(map(np.array_equal, forwards, [make_batches(kind, 4).draw(step) for step in range(6)]))
+    assert not all(
+        map(np.array_equal, forwards, [make_batches(kind, 4).draw(step) for step in range(6)])
+    )
 
 
 @pytest.mark.parametrize("kind", ["packed", "bucketed"])
@@ -257,7 +268,10 @@ def test_gather_takes_the_steps_and_marks_episodes_and_padding() -> None:
     batch = gather(data, index)
     assert batch.mask.tolist() == [[True] * 5, [True] + [False] * 4]
     # the second row's padding is an episode of its own
-    assert batch.first.tolist() == [[True, False, True, False, False], [True, True, False, False, False]]
+    assert batch.first.tolist() == [
+        [True, False, True, False, False],
+        [True, True, False, False, False],
+    ]
     np.testing.assert_array_equal(batch.observation[batch.mask], data.observation)
     np.testing.assert_array_equal(batch.action[batch.mask], data.action)
     np.testing.assert_array_equal(batch.target[batch.mask], data.target)
@@ -268,7 +282,10 @@ def test_groups_are_drawn_in_proportion_to_their_steps_with_equal_numbers_of_ste
     batches = bucketed_batches(data, 2, 8, 0, "batches.discover")
     drawn = [batches.draw(step) for step in range(2_000)]
     assert np.mean([index.shape[1] == 2 for index in drawn]) == pytest.approx(120 / 160, abs=0.03)
-    assert {index.shape for index in drawn} == {(10, 2), (2, 10)}  # 8 episodes have 20 steps on average
+    assert {index.shape for index in drawn} == {
+        (10, 2),
+        (2, 10),
+    }  # 8 episodes have 20 steps on average
 
 
 def test_packing_into_rows_of_no_given_length_takes_the_longest_episode() -> None:
@@ -285,7 +302,9 @@ def test_whole_gives_the_first_episodes_with_their_labels() -> None:
 
 
 def test_concatenate_joins_steps_episodes_and_labels() -> None:
-    assert_same(concatenate([behaviour(3, 1), behaviour(2, start=4)]), behaviour(3, 1, 2), labels=True)
+    assert_same(
+        concatenate([behaviour(3, 1), behaviour(2, start=4)]), behaviour(3, 1, 2), labels=True
+    )
 
 
 def test_chunks_are_joined_and_no_larger_than_asked() -> None:
@@ -303,7 +322,9 @@ def test_chunks_are_joined_and_no_larger_than_asked() -> None:
 
 def test_batches_are_padded_with_empty_rows_and_hold_the_same_episodes() -> None:
     data = behaviour(*[2] * 60, *[10] * 4)
-    plain, padded = (bucketed_batches(data, 2, 8, 0, "batches.discover", multiple=m) for m in (1, 4))
+    plain, padded = (
+        bucketed_batches(data, 2, 8, 0, "batches.discover", multiple=m) for m in (1, 4)
+    )
     for step in range(20):
         rows, more = plain.draw(step), padded.draw(step)
         assert len(more) == {10: 12, 2: 2}[len(rows)]  # one piece needs no padding

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from internal_rl.analysis.switching import count_matches, f1, subgoal_changes, switching_scores
+from internal_rl.measures.switching import count_matches, f1, subgoal_changes, switching_scores
 
 EVENTS = st.lists(st.booleans(), min_size=12, max_size=12).map(lambda x: np.array(x))
 
@@ -31,7 +31,11 @@ def test_subgoal_changes_never_at_the_first_step_nor_in_padding() -> None:
         ((4,), (6,), 0),
         ((4, 5, 6), (5,), 1),  # one event matches once
         ((5,), (4, 6), 1),
-        ((4, 6), (5, 7), 2),  # each with the later one; nearest-first would pair 6 with 5 and lose 4
+        (
+            (4, 6),
+            (5, 7),
+            2,
+        ),  # each with the later one; nearest-first would pair 6 with 5 and lose 4
         ((), (3,), 0),
     ],
 )
@@ -40,7 +44,9 @@ def test_count_matches_by_hand(found: tuple, true: tuple, matches: int) -> None:
 
 
 @given(EVENTS, EVENTS, st.integers(0, 3))
-def test_count_matches_is_the_largest_matching(found: np.ndarray, true: np.ndarray, tolerance: int) -> None:
+def test_count_matches_is_the_largest_matching(
+    found: np.ndarray, true: np.ndarray, tolerance: int
+) -> None:
     near = np.abs(np.flatnonzero(found)[:, None] - np.flatnonzero(true)) <= tolerance
     largest = (maximum_bipartite_matching(csr_matrix(near)) >= 0).sum() if near.size else 0
     assert count_matches(found, true, tolerance) == largest
@@ -58,7 +64,8 @@ def test_switching_scores_by_hand() -> None:
     mask = np.array([[True] * 8, [True] * 5 + [False] * 3])
     subgoal = np.array([[0, 0, 0, 1, 1, 1, 2, 2], [5, 5, 4, 4, 4, 0, 1, 2]])
     switch = np.array([[1, 0.05, 0.5, 0, 0, 0.49, 0, 0], [1, 0, 0.99, 0.3, 0.95, 1, 1, 0.4]])
-    # Without the first steps 11 count. Found: (0, 2), (1, 2), (1, 4); true: (0, 3), (0, 6), (1, 2); 2 match.
+    # Without the first steps 11 count. Found: (0, 2), (1, 2), (1, 4).
+    # True: (0, 3), (0, 6), (1, 2). 2 match.
     scores = switching_scores(switch, subgoal, mask)
     assert scores["switch_rate"] == pytest.approx(3 / 11)
     assert scores["true_switch_rate"] == pytest.approx(3 / 11)
@@ -80,4 +87,6 @@ def test_random_f1_is_what_chance_gives_at_the_same_rate() -> None:
     scores = switching_scores(subgoal_changes(subgoal, mask).astype(float), subgoal, mask)
     assert scores["switch_f1"] == 1
     independent = (rng.random((300, 40)) < 0.2) & (np.arange(40) > 0)
-    assert scores["random_f1"] == pytest.approx(f1(independent, subgoal_changes(subgoal, mask)), abs=0.03)
+    assert scores["random_f1"] == pytest.approx(
+        f1(independent, subgoal_changes(subgoal, mask)), abs=0.03
+    )

@@ -27,7 +27,7 @@ def observation(env: GridWorld) -> np.ndarray:
 
 
 def check_steps(model: Backbone, observation: np.ndarray, assert_close: Callable) -> Prediction:
-    """Assert that stepping gives what `unroll` gives, at every step and on both sides of the cut."""
+    """Assert that steps give what `unroll` gives, at every step and on both sides of the cut."""
     with jax.default_matmul_precision("highest"):
         first = episode_starts(2, LENGTH)
         e = jax.jit(model.unroll_lower)(observation, first)
@@ -57,19 +57,33 @@ def test_a_world_of_dense_vectors_gets_gaussian_heads(
 ) -> None:
     world = SimpleNamespace(observation_spec=Dense(5), action_spec=Dense(3), target_spec=Dense(2))
     settings = replace(config.model, mixer=mixer)
-    check_steps(Backbone(world, replace(settings, action_std="state"), make_rngs()), normal(2, LENGTH, 5), assert_close)
+    check_steps(
+        Backbone(world, replace(settings, action_std="state"), make_rngs()),
+        normal(2, LENGTH, 5),
+        assert_close,
+    )
     model = Backbone(world, settings, make_rngs())
     model.action_head.log_std[...] = np.array([0.1, -0.2, 0.3], np.float32)
     prediction = check_steps(model, normal(2, LENGTH, 5), assert_close)
     assert prediction.action.mean.shape == (2, LENGTH, 3)
-    np.testing.assert_array_equal(prediction.action.log_std[1, 2], np.array([0.1, -0.2, 0.3], np.float32))
+    np.testing.assert_array_equal(
+        prediction.action.log_std[1, 2], np.array([0.1, -0.2, 0.3], np.float32)
+    )
     assert prediction.action.log_prob(np.zeros((2, LENGTH, 3))).shape == (2, LENGTH)
-    errors = np.square(np.asarray(prediction.target.mean) - 1).mean(-1)  # of the next observation: unit variance
-    assert_close(-prediction.target.log_prob(np.ones((2, LENGTH, 2))), errors / 2 + np.log(2 * np.pi) / 2)
+    errors = np.square(np.asarray(prediction.target.mean) - 1).mean(
+        -1
+    )  # of the next observation: unit variance
+    assert_close(
+        -prediction.target.log_prob(np.ones((2, LENGTH, 2))), errors / 2 + np.log(2 * np.pi) / 2
+    )
 
 
 def test_the_cut_divides_the_blocks(
-    config: Config, make_rngs: Callable, observation: np.ndarray, env: GridWorld, assert_close: Callable
+    config: Config,
+    make_rngs: Callable,
+    observation: np.ndarray,
+    env: GridWorld,
+    assert_close: Callable,
 ) -> None:
     model = Backbone(env, replace(config.model, depth=3, control_layer=2), make_rngs())
     assert (len(model.init_lower(2, LENGTH)), len(model.init_upper(2, LENGTH))) == (2, 1)
@@ -81,7 +95,9 @@ def test_the_cut_divides_the_blocks(
     assert_close(jax.jit(model.unroll_lower)(observation, first), expected)
 
 
-def test_block_is_pre_norm_and_residual(make_backbone: Callable, stream: jax.Array, assert_close: Callable) -> None:
+def test_block_is_pre_norm_and_residual(
+    make_backbone: Callable, stream: jax.Array, assert_close: Callable
+) -> None:
     block, first = make_backbone("hawk").blocks[0], episode_starts(3, 6)
     mixed = stream + block.mixer.unroll(block.mixer_norm(stream), first)
     assert_close(jax.jit(block.unroll)(stream, first), mixed + block.mlp(block.mlp_norm(mixed)))
@@ -100,7 +116,9 @@ def test_embedding_variance(config: Config, make_rngs: Callable) -> None:
     large = replace(config.model, width=400)
     table = Embedding(MultiHot(200, 3), replace(large, embedding_variance=0.05), make_rngs()).table
     assert np.var(table[...]) == pytest.approx(0.05, rel=0.03)
-    table = Embedding(Dense(200), replace(large, embedding_variance=None, scale=0.1), make_rngs()).table
+    table = Embedding(
+        Dense(200), replace(large, embedding_variance=None, scale=0.1), make_rngs()
+    ).table
     assert np.var(table[...]) == pytest.approx(0.1 / 200, rel=0.03)
 
 
@@ -112,7 +130,9 @@ def test_heads_follow_the_spec(config: Config, make_rngs: Callable) -> None:
     assert (np.asarray(gaussian.log_std) == 0).all()  # a learned covariance, one at the start
 
 
-def test_a_covariance_of_the_state_has_a_floor(config: Config, make_rngs: Callable, normal: Callable) -> None:
+def test_a_covariance_of_the_state_has_a_floor(
+    config: Config, make_rngs: Callable, normal: Callable
+) -> None:
     x = normal(3, config.model.width)
     head = Head(Dense(4), config.model, make_rngs(), "state")
     head.log_std[...] = np.array([0, 0, 0, -50], np.float32)

@@ -39,7 +39,7 @@ def test_gaussian_kl_by_hand() -> None:
 
 
 def test_gaussian_samples_and_monte_carlo_kl(gaussian: Gaussian) -> None:
-    """E[log p(x) - log n(x)] under p is the KL; the draws also have the mean and the deviations of p."""
+    """E[log p(x) - log n(x)] under p is the KL; the draws have the mean and the deviations of p."""
     keys = jax.random.split(jax.random.key(0), DRAWS)
     samples = np.asarray(jax.jit(jax.vmap(gaussian.sample))(keys))
     np.testing.assert_allclose(samples.mean(0), MEAN, atol=0.05)
@@ -76,7 +76,7 @@ def test_mixture_log_prob_against_scipy() -> None:
 
 
 def test_mixture_samples_come_from_the_chosen_component() -> None:
-    """A batch of two: means 10 and -10 with weights 1/5 and 4/5, and a row that only has its second component."""
+    """A batch of two: means 10 and -10 with weights 1/5 and 4/5, and a row of its second alone."""
     logits = jnp.log(jnp.array([[0.2, 0.8], [1e-30, 1.0]]))
     mean = jnp.broadcast_to(jnp.array([10.0, -10.0])[None, :, None], (2, 2, 1))
     log_std = jnp.broadcast_to(jnp.log(jnp.array([0.5, 2.0]))[None, :, None], (2, 2, 1))
@@ -84,4 +84,6 @@ def test_mixture_samples_come_from_the_chosen_component() -> None:
     samples = np.asarray(jax.jit(jax.vmap(Mixture(logits, mean, log_std).sample))(keys))[..., 0]
     assert (samples[:, 0] > 0).mean() == pytest.approx(0.2, abs=0.015)
     assert (samples[:, 1] < 0).all()
-    np.testing.assert_allclose([samples[samples > 0].std(), samples[:, 1].std()], [0.5, 2.0], rtol=0.03)
+    np.testing.assert_allclose(
+        [samples[samples > 0].std(), samples[:, 1].std()], [0.5, 2.0], rtol=0.03
+    )

@@ -62,7 +62,9 @@ def inputs(normal: Callable) -> jax.Array:
 
 def numpy_gru(gru: GRU, x: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Cho et al. 2014, with the reset gate after the product (Keras' reset_after)."""
-    x_gates = np.split(np.asarray(x) @ np.asarray(gru.input.kernel[...]) + np.asarray(gru.input.bias[...]), 3, -1)
+    x_gates = np.split(
+        np.asarray(x) @ np.asarray(gru.input.kernel[...]) + np.asarray(gru.input.bias[...]), 3, -1
+    )
     h_gates = np.split(h @ np.asarray(gru.recurrent.kernel[...]), 3, -1)
     reset, update = sigmoid(x_gates[0] + h_gates[0]), sigmoid(x_gates[1] + h_gates[1])
     return update * h + (1 - update) * np.tanh(x_gates[2] + reset * h_gates[2])
@@ -71,7 +73,9 @@ def numpy_gru(gru: GRU, x: np.ndarray, h: np.ndarray) -> np.ndarray:
 def test_gru_step_and_unroll_against_numpy(gru: GRU, inputs: jax.Array) -> None:
     states, h = np.asarray(gru.unroll(inputs)), np.zeros((2, 4))
     for t in range(5):
-        np.testing.assert_allclose(gru.step(inputs[:, t], jnp.asarray(h, jnp.float32)), states[:, t], rtol=1e-4)
+        np.testing.assert_allclose(
+            gru.step(inputs[:, t], jnp.asarray(h, jnp.float32)), states[:, t], rtol=1e-4
+        )
         h = numpy_gru(gru, inputs[:, t], h)
         np.testing.assert_allclose(states[:, t], h, rtol=1e-4, atol=1e-6)
 

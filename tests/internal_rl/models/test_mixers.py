@@ -35,7 +35,9 @@ def unroll(mixer: Mixer) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return jax.jit(mixer.unroll)
 
 
-def test_step_equals_unroll_at_every_step(mixer: Mixer, unroll: Callable, x: jax.Array, assert_close: Callable) -> None:
+def test_step_equals_unroll_at_every_step(
+    mixer: Mixer, unroll: Callable, x: jax.Array, assert_close: Callable
+) -> None:
     with jax.default_matmul_precision("highest"):
         expected = unroll(x, episode_starts(2, LENGTH))
         step, memory = jax.jit(mixer.step), mixer.init_memory(2, LENGTH)
@@ -53,12 +55,18 @@ def test_a_change_reaches_no_earlier_output(unroll: Callable, x: jax.Array) -> N
     assert (np.abs(after - before).max(-1)[:, changed : changed + 6] > 1e-4).all()
 
 
-def test_packed_episodes_equal_each_alone(unroll: Callable, x: jax.Array, assert_close: Callable) -> None:
+def test_packed_episodes_equal_each_alone(
+    unroll: Callable, x: jax.Array, assert_close: Callable
+) -> None:
     cut = 13
     packed = unroll(x, episode_starts(2, LENGTH).at[:, cut].set(True))
     one_row = unroll(x, episode_starts(2, LENGTH))
-    assert np.abs(packed - one_row)[:, cut:].max() > 1e-2  # without the mark the second would see the first
-    shifted = jnp.roll(x, -cut, 1)  # the second episode at the row's start; what follows it is later
+    assert (
+        np.abs(packed - one_row)[:, cut:].max() > 1e-2
+    )  # without the mark the second would see the first
+    shifted = jnp.roll(
+        x, -cut, 1
+    )  # the second episode at the row's start; what follows it is later
     assert_close(packed[:, :cut], one_row[:, :cut])
     assert_close(packed[:, cut:], unroll(shifted, episode_starts(2, LENGTH))[:, : LENGTH - cut])
 
@@ -81,7 +89,7 @@ def test_hawk_decay_at_the_start_runs_evenly_from_half_to_99_hundredths(hawk: Ha
 
 
 def test_hawk_scales_its_input_by_the_decay(hawk: Hawk) -> None:
-    """b_t = sqrt(1 - a_t^2) i_t x_t, here with an open input gate: unit noise keeps unit variance."""
+    """b_t = sqrt(1 - a_t^2) i_t x_t, here with an open gate: unit noise keeps unit variance."""
     hawk.recurrence_gate.kernel[...] = np.zeros((1, WIDTH, WIDTH))
     hawk.input_gate.kernel[...] = np.zeros((1, WIDTH, WIDTH))
     hawk.input_gate.bias[...] = np.full(WIDTH, 30.0)
@@ -101,7 +109,19 @@ def test_hawk_derivative_is_finite_where_the_decay_is_one(hawk: Hawk) -> None:
 
 def test_distance_buckets_by_hand() -> None:
     # above 15: 16 + floor(16 log(d / 16) / log(8)), at most 31
-    expected = {0: 0, 1: 1, 15: 15, 16: 16, 17: 16, 20: 17, 32: 21, 64: 26, 127: 31, 128: 31, 10_000: 31}
+    expected = {
+        0: 0,
+        1: 1,
+        15: 15,
+        16: 16,
+        17: 16,
+        20: 17,
+        32: 21,
+        64: 26,
+        127: 31,
+        128: 31,
+        10_000: 31,
+    }
     found = distance_bucket(jnp.array(list(expected)))
     assert dict(zip(expected, found.tolist(), strict=True)) == expected
 

@@ -1,99 +1,86 @@
-"""The proposal: its algebra by hand, and that fitting it finds subgoals nobody named."""
+"""The proposal: its algebra by hand."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from flax import nnx
 
 from envs.api import Dense, MultiHot
-from internal_rl.config import Config, OptimConfig, ProposeConfig
+from internal_rl.config import Config
+from internal_rl.models.model import Model, Params
 from internal_rl.models.policy import LatentInput, LatentPolicy
 from internal_rl.models.proposal import Proposal, add_dimensions, keep_heaviest
-from internal_rl.stages.propose import Fit, Openings, Reader, build, count_codes, purity
-from internal_rl.tracking import Tracker
 
-SPEC, EXPERTS, LATENT = MultiHot(size=6, active=2), 3, 2
+SPEC, COMPONENTS, LATENT = MultiHot(size=6, active=2), 3, 2
 OBSERVATION = jnp.array([[0, 4], [1, 5], [3, 3]])
 
 
 @pytest.fixture(scope="module")
-def fitted(make_rngs: Callable, normal: Callable) -> tuple[Any, dict[str, Any]]:
-    """(graphdef, params) of a proposal with no number at its initial value."""
-    graphdef, params = nnx.split(Proposal(SPEC, LATENT, EXPERTS, make_rngs()), nnx.Param)
-    params = nnx.to_pure_dict(params)
-    return graphdef, {name: normal(*value.shape, seed=seed) for seed, (name, value) in enumerate(params.items())}
+def fitted(make_rngs: Callable, normal: Callable) -> Model[Proposal]:
+    """A proposal with no number at its initial value."""
+    model = Model.of(Proposal(SPEC, LATENT, COMPONENTS, make_rngs()))
+    params = {
+        name: normal(*value.shape, seed=seed)
+        for seed, (name, value) in enumerate(model.params.items())
+    }
+    return model.with_params(params)
 
 
-@pytest.mark.parametrize("first_codes", [False, True])
-def test_codes_are_read_where_the_switch_opens(first_codes: bool) -> None:
-    """Real steps only; of first steps only where the proposal is to be fitted to those."""
-    latent = jnp.arange(8.0).reshape(2, 4, 1)
-    switch = jnp.array([[1.0, 0.1, 0.9, 0.2], [1.0, 0.2, 0.3, 0.8]])
-    reader = object.__new__(Reader)
-    reader.seed, reader.first_codes = 0, first_codes
-    reader.infer = lambda batch, key: SimpleNamespace(
-        switch=switch, latent=latent, posterior=SimpleNamespace(mean=-latent)
-    )
-    mask = np.array([[True] * 4, [True] * 3 + [False]])
-    codes, opened = reader(SimpleNamespace(mask=mask, observation=np.asarray(latent) + 10), "propose.codes", 0)
-    steps = [0, 4] if first_codes else [0, 2, 4]
-    assert np.flatnonzero(opened).tolist() == steps
-    assert codes.latent[:, 0].tolist() == steps
-    assert codes.mean[:, 0].tolist() == [-step for step in steps]
-    assert codes.observation[:, 0].tolist() == [step + 10 for step in steps]
-
-
-def test_experts_are_linear_in_the_observation(fitted: tuple) -> None:
-    graphdef, params = fitted
+def test_experts_are_linear_in_the_observation(fitted: Model[Proposal]) -> None:
+    params = fitted.params
     counts = np.zeros((3, 6))
     for row, ones in enumerate(np.asarray(OBSERVATION)):
         for one in ones:
             counts[row, one] += 1
-    expected = (counts @ params["table"]).reshape(3, EXPERTS, LATENT) + params["bias"]
-    np.testing.assert_allclose(nnx.merge(graphdef, params).means(OBSERVATION), expected, rtol=1e-5)
+    expected = (counts @ params["table"]).reshape(3, COMPONENTS, LATENT) + params["bias"]
+    np.testing.assert_allclose(fitted.module().means(OBSERVATION), expected, rtol=1e-5)
 
 
 def test_dense_observations_are_multiplied(make_rngs: Callable) -> None:
-    proposal = Proposal(Dense(6), LATENT, EXPERTS, make_rngs())
-    multi_hot = Proposal(SPEC, LATENT, EXPERTS, make_rngs())
+    proposal = Proposal(Dense(6), LATENT, COMPONENTS, make_rngs())
+    multi_hot = Proposal(SPEC, LATENT, COMPONENTS, make_rngs())
     dense = jax.nn.one_hot(OBSERVATION, 6).sum(-2)
     np.testing.assert_allclose(proposal.means(dense), multi_hot.means(OBSERVATION), rtol=1e-5)
 
 
-def test_keeping_the_heaviest_drops_the_others(fitted: tuple, make_rngs: Callable) -> None:
-    graphdef, params = fitted
-    params = {**params, "log_weight": jnp.array([0.1, -3.0, 2.0])}
-    two = nnx.split(Proposal(SPEC, LATENT, 2, make_rngs()), nnx.Param)[0]
-    kept = nnx.merge(two, keep_heaviest(params, 2))(OBSERVATION)
-    full = nnx.merge(graphdef, params)(OBSERVATION)
+def test_keeping_the_heaviest_drops_the_others(
+    fitted: Model[Proposal], make_rngs: Callable
+) -> None:
+    params = {**fitted.params, "log_weight": jnp.array([0.1, -3.0, 2.0])}
+    two = Model.of(Proposal(SPEC, LATENT, 2, make_rngs()))
+    kept = two.with_params(keep_heaviest(params, 2)).module()(OBSERVATION)
+    full = fitted.with_params(params).module()(OBSERVATION)
     np.testing.assert_allclose(kept.mean, full.mean[:, [2, 0]], rtol=1e-6)
     np.testing.assert_allclose(kept.logits[0], [2.0, 0.1], rtol=1e-6)
 
 
-def test_added_dimensions_are_standard_normal(fitted: tuple, make_rngs: Callable, normal: Callable) -> None:
-    graphdef, params = fitted
+def test_added_dimensions_are_standard_normal(
+    fitted: Model[Proposal], make_rngs: Callable, normal: Callable
+) -> None:
     active, latent = np.array([False, True, True]), normal(3, 3, seed=9)
-    full = nnx.split(Proposal(SPEC, 3, EXPERTS, make_rngs()), nnx.Param)[0]
-    before = nnx.merge(graphdef, params)(OBSERVATION).log_prob(latent[:, active])
-    after = nnx.merge(full, add_dimensions(params, active))(OBSERVATION).log_prob(latent)
+    full = Model.of(Proposal(SPEC, 3, COMPONENTS, make_rngs()))
+    full = full.with_params(add_dimensions(fitted.params, active))
+    before = fitted.module()(OBSERVATION).log_prob(latent[:, active])
+    after = full.module()(OBSERVATION).log_prob(latent)
     np.testing.assert_allclose(after, before + scipy.stats.norm.logpdf(latent[:, 0]), rtol=1e-4)
 
 
-def test_the_policy_starts_as_the_proposal(config: Config, make_rngs: Callable, stream: jax.Array) -> None:
-    """Up to the gain, and with a std of its own; PPO moves the experts' maps only where it is told to."""
+def test_the_policy_starts_as_the_proposal(
+    config: Config, make_rngs: Callable, stream: jax.Array
+) -> None:
+    """Up to the gain, and with a std of its own; PPO moves the components' maps only where
+    it is told to."""
     observation = jnp.arange(18).reshape(3, 6, 1) % 6
-    proposal = Proposal(SPEC, LATENT, EXPERTS, make_rngs())
+    proposal = Proposal(SPEC, LATENT, COMPONENTS, make_rngs())
     proposal.log_weight[...] = jnp.array([0.0, 1.0, -1.0])
-    for train_experts in (False, True):
-        settings = replace(config.policy, gain=1.5, initial_std=0.3, train_experts=train_experts)
+    for train_components in (False, True):
+        settings = replace(
+            config.policy, gain=1.5, initial_std=0.3, train_components=train_components
+        )
         policy = LatentPolicy(config.model.width, LATENT, settings, make_rngs(1), proposal)
         mixture = policy.unroll(LatentInput(stream, observation))
         np.testing.assert_allclose(mixture.mean, 1.5 * proposal.means(observation), rtol=1e-5)
@@ -101,112 +88,14 @@ def test_the_policy_starts_as_the_proposal(config: Config, make_rngs: Callable, 
         weights = jax.nn.softmax(mixture.logits)
         expected = np.broadcast_to(jax.nn.softmax(proposal.log_weight[...]), weights.shape)
         np.testing.assert_allclose(weights, expected, atol=0.1)
-        graphdef, params = nnx.split(policy, nnx.Param)
+        model = Model.of(policy)
 
-        def log_prob(params: Any, graphdef: Any = graphdef) -> jax.Array:
-            return nnx.merge(graphdef, params).unroll(LatentInput(stream, observation)).log_prob(jnp.ones(2)).sum()
+        def log_prob(params: Params, model: Model[LatentPolicy] = model) -> jax.Array:
+            mixture = model.with_params(params).module().unroll(LatentInput(stream, observation))
+            return mixture.log_prob(jnp.ones(2)).sum()
 
-        gradient = nnx.to_pure_dict(jax.grad(log_prob)(params))
-        assert (np.abs(gradient["proposal"]["table"]).max() > 0) == train_experts
+        gradient = jax.grad(log_prob)(model.params)
+        assert (np.abs(gradient["proposal"]["table"]).max() > 0) == train_components
         for name in ("offset", "log_std"):
             assert np.abs(gradient[name]).max() > 0, name
         assert np.abs(gradient["proposal"]["log_weight"]).max() > 0
-
-
-def test_purity_by_hand() -> None:
-    matches = count_codes(np.array([0, 0, 0, 1, 1, 3]), np.array([2, 2, 0, 1, 0, 0]), (4, 4))
-    assert matches.tolist() == [[1, 0, 2, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
-    assert purity(matches) == pytest.approx((2 + 1 + 1) / 6)
-
-
-# --- fitting ----------------------------------------------------------------------------------------------
-
-
-def hidden_maps(count: int, seed: int) -> tuple[Openings, np.ndarray]:
-    """Codes and their subgoals: three linear maps of the place of 'their' object.
-
-    The observation holds one index for each of three objects on a line of eight cells; the code of subgoal k is a
-    function of the cell of object k, and a second latent dimension holds nothing. Where object 0 is in cell 0 (think:
-    with the agent) subgoal 1 never follows.
-    """
-    rng = np.random.default_rng(seed)
-    cells, subgoal = rng.integers(8, size=(count, 3)), rng.integers(3, size=count)
-    subgoal = np.where((cells[:, 0] == 0) & (subgoal == 1), 2, subgoal)
-    mean = code_of(cells, subgoal)
-    latent = mean + rng.normal(size=mean.shape) * [0.05, 1.0]
-    return Openings(cells + 8 * np.arange(3), latent.astype(np.float32), mean), subgoal
-
-
-def code_of(cells: np.ndarray, subgoal: np.ndarray) -> np.ndarray:
-    place = cells[np.arange(len(cells)), subgoal]
-    return np.stack([(place - 3.5) / 2, np.zeros(len(cells))], 1).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def world() -> Any:
-    return SimpleNamespace(observation_spec=MultiHot(24, 3))
-
-
-@pytest.fixture(scope="module")
-def settings(config: Config) -> Config:
-    fast = OptimConfig(5e-2, weight_decay=0.0, clip=None, final_fraction=0.0)
-    propose = ProposeConfig(experts=4, candidates=16, steps=600, keep_steps=100, batch_size=256, optim=fast)
-    return replace(config, propose=propose, metacontroller=replace(config.metacontroller, latent=2))
-
-
-def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path) -> None:
-    held_out, subgoal = hidden_maps(2_000, seed=1)
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(settings, world, hidden_maps(6_000, seed=0)[0], tracker, tmp_path)
-        kept = fit.heaviest(fit.first(0), 0)
-    log_prob, expert = fit.judge(kept, held_out)
-    matches = count_codes(expert, subgoal, (4, 3))
-    assert purity(matches.sum(0, keepdims=True)) < 0.4
-    assert purity(matches) > 0.7  # two objects in one cell cannot be told apart
-    # Parameters for the whole latent: the second dimension is standard normal there, and held nothing.
-    assert fit.active.tolist() == [True, False]
-    proposal = nnx.merge(build(world, 2, 4)[0], fit.proposal(kept))
-    density = proposal(held_out.observation).log_prob(held_out.latent)
-    density -= scipy.stats.norm.logpdf(held_out.latent[:, 1])
-    assert float(density.mean()) == pytest.approx(log_prob, rel=1e-4)
-    # Subgoal 1 where it was never seen: object 0 in cell 0, object 1 anywhere.
-    cells = np.array([[0, place, 5] for place in range(8)])
-    proposed = proposal.means(cells + 8 * np.arange(3))[:, matches[:, 1].argmax(), 0]
-    np.testing.assert_allclose(proposed, code_of(cells, np.ones(8, int))[:, 0], atol=0.3)
-
-
-def test_constant_experts_read_nothing_and_find_clusters(settings: Config, world: Any, tmp_path: Path) -> None:
-    """Three clusters, the observation telling nothing (or, to the linear experts, whatever noise it is)."""
-    rng = np.random.default_rng(0)
-    centres = np.array([[-2.0, 1.0], [0.0, -1.5], [2.0, 1.0]], np.float32)
-    subgoal = rng.integers(3, size=3_000)
-    latent = (centres[subgoal] + 0.3 * rng.normal(size=(3_000, 2))).astype(np.float32)
-    observation = rng.integers(8, size=(3_000, 3)) + 8 * np.arange(3)
-    constant = replace(settings, propose=replace(settings.propose, experts=5, candidates=5, linear=False))
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(constant, world, Openings(observation, latent, centres[subgoal]), tracker, tmp_path)
-        first = fit.first(0)
-        kept = fit.heaviest(first, 0)
-    assert not (tmp_path / "propose" / "propose_supported_0").exists()  # what reads nothing has no features to lose
-    for params in (first, kept):
-        assert not np.asarray(params["table"]).any()
-    assert purity(count_codes(fit.judge(kept, fit.codes)[1], subgoal, (5, 3))) > 0.98
-    apart = np.linalg.norm(np.asarray(kept["bias"])[:, None] - centres, axis=-1)
-    assert (apart.min(0) < 0.2).all()  # each cluster has an expert
-    moved = nnx.merge(build(world, 2, 5)[0], kept).means(jnp.array([[0, 8, 16], [7, 15, 23]]))
-    np.testing.assert_array_equal(moved[0], moved[1])
-
-
-def test_support_by_hand(settings: Config, world: Any, tmp_path: Path) -> None:
-    """Two experts, told apart by the latent alone; features 0 and 1 are met by one of them each, 2 by both."""
-    observation = np.array([[0, 2], [1, 2], [1, 2], [1, 2]])
-    latent = np.array([[-1.0, 0], [1.0, 0], [1.0, 0], [1.0, 0]], np.float32)
-    rng = np.random.default_rng(0)
-    codes = Openings(observation, latent, latent + 0.01 * rng.normal(size=latent.shape).astype(np.float32))
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(settings, world, codes, tracker, tmp_path)
-    _, params = build(world, latent=1, experts=2)
-    bias = jnp.array([[-1.0], [1.0]])
-    support = fit.support({**params, "table": jnp.zeros_like(params["table"]), "bias": bias})
-    np.testing.assert_allclose(support[:3], [[4, 0], [0, 4 / 3], [1, 1]], atol=1e-5)
-    assert not support[3:].any()

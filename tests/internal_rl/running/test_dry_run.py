@@ -17,10 +17,10 @@ from internal_rl.config import (
     ReinforceConfig,
     TransitionsConfig,
 )
-from internal_rl.dry_run import count_rows, describe
+from internal_rl.running.dry_run import count_rows, describe
 
 # Forward FLOPs of a time step, two a multiply-add:
-# base model: 2 blocks of 5 * 2^2 (Hawk) + 2 * 2 * 3 (MLP) = 32, so 128, of which half below the cut.
+# base model: 2 blocks of 5 * 2^2 (Hawk) + 2 * 2 * 3 (MLP) = 32, so 128, half of it below the cut.
 BASE = 128
 # metacontroller: history 3 * 1 * 3, embedder 3 * 1 * 3, encoder 1 * (4 + 2), switch 1 * (3 + 1),
 # hypernetwork 1 * (1 + 4) + 4 for U = B^T A of rank 1: 37.
@@ -53,7 +53,9 @@ def config() -> Config:
             rank=1,
         ),
         discover=DiscoverConfig(steps=6, batch_size=3),
-        propose=ProposeConfig(experts=2, candidates=5, codes=13, restarts=2, steps=4, keep_steps=3, batch_size=8),
+        propose=ProposeConfig(
+            components=2, candidates=5, codes=13, restarts=2, steps=4, keep_steps=3, batch_size=8
+        ),
         policy=PolicyConfig(width=1, mlp_width=1),
         transitions=TransitionsConfig(untrained_episodes=5),
         reinforce=ReinforceConfig(
@@ -68,7 +70,7 @@ def config() -> Config:
 
 
 def without_proposal(config: Config) -> Config:
-    return replace(config, propose=replace(config.propose, experts=0))
+    return replace(config, propose=replace(config.propose, components=0))
 
 
 def counted(config: Config) -> dict[str, tuple[int, float]]:
@@ -90,7 +92,8 @@ def test_work_of_every_stage_by_hand(config: Config) -> None:
         # two legs, start>0 and 1>0, from six sources; 5 episodes of the untrained policy
         "transitions": (
             6,
-            ((BASE + GOAL + META + two_experts) * 6 * 2 * 11 + (BASE + META + 24 + two_experts) * 5) * HORIZON,
+            ((BASE + GOAL + META + two_experts) * 6 * 2 * 11 + (BASE + META + 24 + two_experts) * 5)
+            * HORIZON,
         ),
         # a test of 9 episodes before and after; 2 updates of 4 epochs of 2 minibatches
         "internal_rl, playing": (2, (BASE + META + 24 + two_experts) * (48 + 2 * 9) * HORIZON),
@@ -109,7 +112,9 @@ def test_without_a_proposal_there_is_a_source_less(config: Config) -> None:
 
 
 @pytest.mark.parametrize("never", ["forced switch", "all seen"])
-def test_only_the_untrained_policy_is_played_where_there_are_no_legs(config: Config, never: str) -> None:
+def test_only_the_untrained_policy_is_played_where_there_are_no_legs(
+    config: Config, never: str
+) -> None:
     if never == "forced switch":
         forced = replace(config.metacontroller, force_switch=True)
         config = replace(config, metacontroller=forced)

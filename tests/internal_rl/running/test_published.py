@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from internal_rl.config import ConfigError, compose, settings, to_dict
-from internal_rl.published import command, history, overrides, resolved, unclean, vanished
+from internal_rl.config import ConfigError, settings, to_dict
+from internal_rl.running.compose import compose
+from internal_rl.running.published import command, history, overrides, resolved, unclean, vanished
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "docs" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"(?m)(?:^|`)(?:\S*python )?(scripts/pipeline\.py|make [\w-]+)([^`\n]*)")
@@ -111,7 +112,10 @@ def composed(arguments: list[str]) -> dict[str, Any]:
 
 
 def gives(arguments: list[str], result: Result, but: str = "") -> bool:
-    """Whether the arguments compose to the published settings, as far as these still exist; `but` one of them."""
+    """Whether the arguments compose to the published settings, as far as these still exist.
+
+    but: a key that may differ.
+    """
     wanted, found = resolved(result.summary["config"]), composed(arguments)
     return all(found[key] == value for key, value in wanted.items() if key in found and key != but)
 
@@ -199,18 +203,35 @@ def test_settings_that_came_and_went():
     assert history(config, "no-such-commit") == "No longer a setting: `propose.colours=5`."
 
 
+def test_settings_of_older_names_are_those_of_today():
+    arguments = ["experiment=random", "seed=300", "propose.components=7"]
+    today = to_dict(compose(arguments))
+    older = json.loads(json.dumps(today))
+    older["propose"]["experts"] = older["propose"].pop("components")
+    older["policy"]["train_experts"] = older["policy"].pop("train_components")
+    assert resolved(older) == resolved(today)
+    assert overrides(older) == arguments
+    assert vanished(older) == []
+
+
 def test_a_run_of_an_older_preset_says_so():
     try:
         command = ["git", "cat-file", "-e", "0e8ee0a^{commit}"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs the history of the repository")
-    config = to_dict(compose(["experiment=ant_small", "seed=404", "discover.recovery=60", "controllers.trials=512"]))
+    config = to_dict(
+        compose(
+            ["experiment=ant_small", "seed=404", "discover.recovery=60", "controllers.trials=512"]
+        )
+    )
     assert history(config, "0e8ee0a") == (
         "Made with an older preset: at that commit "
         "`python scripts/pipeline.py experiment=ant_small seed=404` gave these settings."
     )
-    then = history(config, "6233d6b")  # the preset of this commit has recovery 120, as today, but 512 trials
+    then = history(
+        config, "6233d6b"
+    )  # the preset of this commit has recovery 120, as today, but 512 trials
     assert "seed=404 discover.recovery=60` gave these settings" in then
 
 

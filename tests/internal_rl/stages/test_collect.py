@@ -14,8 +14,11 @@ from envs.ant.world import AntWorld
 from envs.gridworld import GridWorld
 from internal_rl import streams
 from internal_rl.config import Config
+from internal_rl.data import batches, expert_episodes
+from internal_rl.data.dataset import LABELS, load
+from internal_rl.data.expert_episodes import make_expert, make_generator
+from internal_rl.run import Result, Run
 from internal_rl.stages import collect
-from internal_rl.trajectories import LABELS, load
 
 EPISODES = 4
 
@@ -23,13 +26,29 @@ EPISODES = 4
 @pytest.fixture(scope="module")
 def generate(config: Config, env: GridWorld) -> Callable[[jax.Array], dict[str, jax.Array]]:
     """Compiled once for all tests, for EPISODES keys."""
-    return collect.make_generator(env, collect.make_expert(env, config), env.horizon, yardsticks=True)
+    return make_generator(env, make_expert(env, config), env.horizon, yardsticks=True)
 
 
 @pytest.fixture
-def one_generator(generate: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def replace_generator(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
+    """Makes the stage, and batches on the fly, use another generator."""
+
+    def use(play: Callable) -> None:
+        for module in (collect, batches):
+            monkeypatch.setattr(module, "make_generator", lambda *_, yardsticks: play)
+
+    return use
+
+
+def run(config: Config, directory: Path) -> Result:
+    """The stage, which logs nothing."""
+    return collect.run(Run(config, directory), None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def one_generator(generate: Callable, replace_generator: Callable) -> None:
     """Spare the stage its own compilation; on_the_fly must not ask for yardsticks."""
-    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: generate)
+    replace_generator(generate)
 
 
 def test_generated_episodes_replay_in_the_world(generate: Callable, env: GridWorld) -> None:
@@ -42,7 +61,9 @@ def test_generated_episodes_replay_in_the_world(generate: Callable, env: GridWor
     for t in range(env.horizon):
         mask = record["mask"][:, t]
         np.testing.assert_array_equal(mask, ~np.asarray(seen.done))
-        np.testing.assert_array_equal(record["observation"][mask, t], np.asarray(seen.observation)[mask])
+        np.testing.assert_array_equal(
+            record["observation"][mask, t], np.asarray(seen.observation)[mask]
+        )
         subgoal = np.asarray(jax.vmap(lambda pinpad: pinpad.colour)(state.pinpad))
         np.testing.assert_array_equal(record["subgoal"][mask, t], subgoal[mask])
         place = np.asarray(state.objects)[np.arange(EPISODES), subgoal]
@@ -65,15 +86,21 @@ def test_yardsticks_are_log_probabilities_of_the_labels(generate: Callable) -> N
 
 @pytest.mark.usefixtures("one_generator")
 def test_run_stores_every_split(
-    config: Config, env: GridWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "CHUNK", EPISODES)
-    sizes = collect.run(config, env, tmp_path)
+    monkeypatch.setattr(expert_episodes, "CHUNK", EPISODES)
+    sizes = run(config, tmp_path)
     train, valid = (load(tmp_path / "data" / split, labels=True) for split in ("train", "valid"))
     assert (len(train.length), len(valid.length)) == (6, 5)
-    assert sizes == {"episodes": 6, "mean_length": pytest.approx(len(train.action) / 6), "success_collecting": 1.0}
+    assert sizes == {
+        "episodes": 6,
+        "mean_length": pytest.approx(len(train.action) / 6),
+        "success_collecting": 1.0,
+    }
     assert {file.name for file in (tmp_path / "data").iterdir()} == {"train", "valid"}
-    assert len(list((tmp_path / "data" / "train").glob("behaviour-*.npz"))) == 2  # 4 episodes a file
+    assert (
+        len(list((tmp_path / "data" / "train").glob("behaviour-*.npz"))) == 2
+    )  # 4 episodes a file
     assert set(valid.labels) == set(LABELS)
     assert [train.observation.dtype, train.action.dtype, train.target.dtype] == [
         np.uint16,
@@ -86,7 +113,11 @@ def test_run_stores_every_split(
 
 @pytest.mark.usefixtures("one_generator")
 def test_splits_and_chunks_have_streams_of_their_own(
-    config: Config, env: GridWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generate: Callable
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    generate: Callable,
+    replace_generator: Callable,
 ) -> None:
     asked: list[bytes] = []
 
@@ -94,26 +125,30 @@ def test_splits_and_chunks_have_streams_of_their_own(
         asked.extend(np.asarray(jax.random.key_data(key)).tobytes() for key in keys)
         return generate(keys)
 
-    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: listening)
-    monkeypatch.setattr(collect, "CHUNK", EPISODES)
-    collect.run(config, env, tmp_path)
-    assert len(asked) == len(set(asked)) == 16  # two chunks of four for each split, some of them surplus
+    replace_generator(listening)
+    monkeypatch.setattr(expert_episodes, "CHUNK", EPISODES)
+    run(config, tmp_path)
+    assert (
+        len(asked) == len(set(asked)) == 16
+    )  # two chunks of four for each split, some of them surplus
 
 
 USABLE, SUCCESS = np.array([True, True, False, True]), np.array([False, True, True, True])
 
 
 @pytest.fixture
-def imperfect_generator(generate: Callable, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of every four episodes the first fails and the third must not be learned from. Lists the calls."""
+def imperfect_generator(
+    generate: Callable, replace_generator: Callable, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """Of every four episodes the first fails and the third is not usable. Lists the calls."""
     calls: list[int] = []
 
     def play(keys: jax.Array) -> dict[str, jax.Array]:
         calls.append(len(keys))
         return {**generate(keys), "usable": jnp.asarray(USABLE), "success": jnp.asarray(SUCCESS)}
 
-    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: play)
-    monkeypatch.setattr(collect, "CHUNK", EPISODES)
+    replace_generator(play)
+    monkeypatch.setattr(expert_episodes, "CHUNK", EPISODES)
     return calls
 
 
@@ -140,12 +175,16 @@ def test_only_what_may_be_learned_from_is_kept(
     assert stored.length[: len(rows)].tolist() == length.tolist()
     expected = first["observation"][rows][first["mask"][rows]]
     np.testing.assert_array_equal(stored.observation[: length.sum()], expected)
-    flying = collect.OnTheFly(config, env, EPISODES, None, "batches.pretrain")(0)
+    flying = batches.OnTheFly(config, env, EPISODES, None, "batches.pretrain")(0)
     assert np.flatnonzero(np.asarray(flying.mask).any(1)).tolist() == rows
 
 
 def test_an_expert_that_hardly_ever_succeeds_is_refused(
-    config: Config, env: GridWorld, tmp_path: Path, imperfect_generator: list[int], monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    env: GridWorld,
+    tmp_path: Path,
+    imperfect_generator: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = replace(config, collect=replace(config.collect, successful_only=True))
     monkeypatch.setattr(collect, "LEAST_TRIED", 4)
@@ -155,10 +194,13 @@ def test_an_expert_that_hardly_ever_succeeds_is_refused(
 
 
 def test_a_collection_that_was_stopped_goes_on_where_it_was(
-    config: Config, env: GridWorld, tmp_path: Path, imperfect_generator: list[int], monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    tmp_path: Path,
+    imperfect_generator: list[int],
+    replace_generator: Callable,
 ) -> None:
     config = replace(config, collect=replace(config.collect, episodes=10, shard_episodes=4))
-    collect.run(config, env, tmp_path / "whole")
+    run(config, tmp_path / "whole")
     needed, play = len(imperfect_generator), collect.make_generator(yardsticks=False)
     imperfect_generator.clear()
 
@@ -167,16 +209,18 @@ def test_a_collection_that_was_stopped_goes_on_where_it_was(
             raise KeyboardInterrupt
         return play(keys)
 
-    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: breaks_off)
+    replace_generator(breaks_off)
     with pytest.raises(KeyboardInterrupt):
-        collect.run(config, env, tmp_path / "cut")
-    monkeypatch.setattr(collect, "make_generator", lambda *_, yardsticks: play)
-    sizes = collect.run(config, env, tmp_path / "cut")
+        run(config, tmp_path / "cut")
+    replace_generator(play)
+    sizes = run(config, tmp_path / "cut")
     assert len(imperfect_generator) == needed + 1  # one of the three had not been written
-    assert sizes == collect.run(config, env, tmp_path / "whole")
+    assert sizes == run(config, tmp_path / "whole")
     for split in ("train", "valid"):
         whole, cut = (tmp_path / name / "data" / split for name in ("whole", "cut"))
-        assert (whole / "manifest.json").read_text() == (cut / "manifest.json").read_text()  # hashes and all
+        assert (whole / "manifest.json").read_text() == (
+            cut / "manifest.json"
+        ).read_text()  # hashes and all
         assert load(cut).length.sum() > 0
 
 
@@ -185,9 +229,12 @@ def test_the_expert_of_each_dataset(config: Config) -> None:
     ants = AntWorld(physics="native")
     collecting = replace(config.collect, noise=0.2, noise_kind="injection", detours=0.5)
     behaviour = replace(config, collect=collecting)
-    seen = lambda config, *noise: (lambda expert: (expert.noise, expert.kind, expert.detours, expert.mean_actions))(
-        collect.make_expert(ants, config, *noise)
-    )
+
+    def seen(config, *noise):
+        return (lambda expert: (expert.noise, expert.kind, expert.detours, expert.mean_actions))(
+            make_expert(ants, config, *noise)
+        )
+
     assert seen(behaviour) == (0.2, "injection", 0.5, False)
     assert seen(behaviour, 0.1) == (0.1, "injection", 0.5, False)
     assert seen(behaviour, 0.0) == (0.0, "none", 0.0, False)
@@ -197,10 +244,14 @@ def test_the_expert_of_each_dataset(config: Config) -> None:
 
 
 def test_draws_are_not_taken_for_means(
-    config: Config, env: GridWorld, tmp_path: Path, imperfect_generator: list[int], monkeypatch: pytest.MonkeyPatch
+    config: Config,
+    env: GridWorld,
+    tmp_path: Path,
+    imperfect_generator: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A D* whose labels were drawn is not kept for a run that asks for the expert's mean actions."""
-    expert = collect.make_expert(env, config)
+    """A D* whose labels were drawn is not kept for a run that asks for mean actions."""
+    expert = make_expert(env, config)
     monkeypatch.setattr(collect, "make_expert", lambda *_: expert)
     draws = replace(config, discover=replace(config.discover, noise=0.0))
     means = replace(config, discover=replace(config.discover, noise=0.0, mean_actions=True))
@@ -212,10 +263,19 @@ def test_draws_are_not_taken_for_means(
 
 
 @pytest.mark.usefixtures("one_generator")
-def test_on_the_fly_batches_are_a_pure_function_of_seed_stream_and_step(config: Config, env: GridWorld) -> None:
-    of = lambda seed, stream: collect.OnTheFly(replace(config, seed=seed), env, EPISODES, None, stream)
-    batch, again, other = (of(0, stream) for stream in ("batches.pretrain", "batches.pretrain", "batches.discover"))
-    same = lambda x, y: all(map(np.array_equal, jax.tree.leaves(x), jax.tree.leaves(y)))
+def test_on_the_fly_batches_are_a_pure_function_of_seed_stream_and_step(
+    config: Config, env: GridWorld
+) -> None:
+    def of(seed, stream):
+        return batches.OnTheFly(replace(config, seed=seed), env, EPISODES, None, stream)
+
+    batch, again, other = (
+        of(0, stream) for stream in ("batches.pretrain", "batches.pretrain", "batches.discover")
+    )
+
+    def same(x, y):
+        return all(map(np.array_equal, jax.tree.leaves(x), jax.tree.leaves(y)))
+
     third = batch(3)
     assert same(third, again(3))
     assert not same(third, batch(4))
@@ -230,11 +290,16 @@ def test_on_the_fly_batches_are_a_pure_function_of_seed_stream_and_step(config: 
 
 
 @pytest.mark.usefixtures("one_generator")
-def test_every_stage_gets_its_own_kind_of_batches(config: Config, env: GridWorld, tmp_path: Path) -> None:
+def test_every_stage_gets_its_own_kind_of_batches(
+    config: Config, env: GridWorld, tmp_path: Path
+) -> None:
     star = replace(config, discover=replace(config.discover, noise=0.0))
-    collect.run(star, env, tmp_path)
+    run(star, tmp_path)
     assert {file.name for file in (tmp_path / "data").iterdir()} == {"train", "valid", "star"}
-    of_stage = lambda config, stage: collect.training_batches(config, env, tmp_path, stage)
+
+    def of_stage(config, stage):
+        return batches.training_batches(config, env, tmp_path, stage)
+
     train, stored = (load(tmp_path / "data" / split) for split in ("train", "star"))
     assert not np.array_equal(train.observation, stored.observation)
 
@@ -246,4 +311,4 @@ def test_every_stage_gets_its_own_kind_of_batches(config: Config, env: GridWorld
     assert len(controllers.labels["subgoal"]) == len(train.action)
 
     flying = replace(config, collect=replace(config.collect, on_the_fly=True))
-    assert isinstance(of_stage(flying, "pretrain"), collect.OnTheFly)
+    assert isinstance(of_stage(flying, "pretrain"), batches.OnTheFly)

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from internal_rl.config import Config
-from internal_rl.models.backbone import episode_starts
-from internal_rl.stages.discover import discovery_loss, handicaps, has_rate, rows_before
+from internal_rl.data.batches import Batch
+from internal_rl.measures.discovery import has_rate
+from internal_rl.models.backbone import Backbone, episode_starts
+from internal_rl.models.metacontroller import Metacontroller
+from internal_rl.models.model import Model
+from internal_rl.stages.discover import discovery_loss, handicaps, rows_before
 from internal_rl.stages.pretrain import drop_history, pretraining_loss
-from internal_rl.train_loop import init_state, make_update
-from internal_rl.trajectories import Batch
+from internal_rl.training.loop import init_state, make_update
 
 BATCH, LENGTH = 3, 6
 REAL_ROWS = 20  # real steps use the first rows of the embedding, padding the others
@@ -33,31 +35,42 @@ def make_batch(padding: int, mask: np.ndarray = MASK) -> Batch:
     observation = rng.integers(REAL_ROWS, size=(*shape, 3))
     observation[~MASK] = fill.integers(REAL_ROWS, 27, size=(*shape, 3))[~MASK]
     action, target = rng.integers(4, size=shape), rng.integers(9, size=shape)
-    action[~MASK], target[~MASK] = fill.integers(4, size=shape)[~MASK], fill.integers(9, size=shape)[~MASK]
+    action[~MASK], target[~MASK] = (
+        fill.integers(4, size=shape)[~MASK],
+        fill.integers(9, size=shape)[~MASK],
+    )
     return Batch(observation, action, target, mask, np.asarray(episode_starts(*shape)))
 
 
 @pytest.fixture(scope="module")
-def base(make_backbone: Callable) -> tuple[Any, Any]:
-    graphdef, params = nnx.split(make_backbone("hawk"), nnx.Param)
-    return graphdef, nnx.to_pure_dict(params)
+def base(make_backbone: Callable) -> Model[Backbone]:
+    return Model.of(make_backbone("hawk"))
 
 
 @pytest.fixture(scope="module")
-def metacontroller(make_metacontroller: Callable) -> tuple[Any, Any]:
-    graphdef, params = nnx.split(make_metacontroller(), nnx.Param)
-    return graphdef, nnx.to_pure_dict(params)
+def metacontroller(make_metacontroller: Callable) -> Model[Metacontroller]:
+    return Model.of(make_metacontroller())
 
 
 @pytest.fixture(scope="module")
-def cotrained(config: Config, base: tuple, metacontroller: tuple) -> Callable:
-    """(params, the frozen base, batch) -> gradients by the first two; params hold base and metacontroller."""
+def cotrained(config: Config, metacontroller: Model[Metacontroller]) -> Callable:
+    """(params, the frozen base, batch) -> gradients by the first two.
+
+    params: of the base model and the metacontroller. Of the frozen base its parameters' gradient.
+    """
     settings = replace(config, discover=replace(config.discover, cotrain=True))
-    loss_fn = discovery_loss(settings, base[0], metacontroller[0])
-    gradient = jax.jit(
-        jax.grad(lambda params, step, frozen, batch: loss_fn(params, step, frozen, (batch, KEYS, None))[0], (0, 2))
-    )
-    return lambda params, frozen, batch: gradient(params, jnp.int32(5), frozen, batch)
+    loss_fn = discovery_loss(settings, metacontroller)
+
+    def loss(params: Any, step: Any, frozen: Model[Backbone], batch: Batch) -> jax.Array:
+        return loss_fn(params, step, frozen, (batch, KEYS, None))[0]
+
+    gradient = jax.jit(jax.grad(loss, (0, 2)))
+
+    def gradients(params: Any, frozen: Model[Backbone], batch: Batch) -> tuple[Any, Any]:
+        of_params, of_frozen = gradient(params, jnp.int32(5), frozen, batch)
+        return of_params, of_frozen.params
+
+    return gradients
 
 
 def check_padding(gradient: Callable[[Batch], Any], table: Callable[[Any], Any]) -> None:
@@ -70,62 +83,77 @@ def check_padding(gradient: Callable[[Batch], Any], table: Callable[[Any], Any])
     assert (np.asarray(table(unmasked))[REAL_ROWS:] != 0).any()
 
 
-def test_padding_teaches_the_base_model_nothing(base: tuple) -> None:
-    graphdef, params = base
-    loss_fn = pretraining_loss(graphdef, 0.1)
+def test_padding_teaches_the_base_model_nothing(base: Model[Backbone]) -> None:
+    loss_fn = pretraining_loss(base, 0.1)
     gradient = jax.jit(jax.grad(lambda batch, params: loss_fn(params, 0, None, batch)[0], 1))
-    check_padding(lambda batch: gradient(batch, params), lambda gradients: gradients["embedding"]["table"])
+    check_padding(
+        lambda batch: gradient(batch, base.params),
+        lambda gradients: gradients["embedding"]["table"],
+    )
 
 
-def test_padding_teaches_discovery_nothing(base: tuple, metacontroller: tuple, cotrained: Callable) -> None:
-    params = {"metacontroller": metacontroller[1], "base": base[1]}
-    gradient = lambda batch: cotrained(params, base[1], batch)[0]
+def test_padding_teaches_discovery_nothing(
+    base: Model[Backbone], metacontroller: Model[Metacontroller], cotrained: Callable
+) -> None:
+    params = {"metacontroller": metacontroller.params, "base": base.params}
+
+    def gradient(batch):
+        return cotrained(params, base, batch)[0]
+
     check_padding(gradient, lambda gradients: gradients["base"]["embedding"]["table"])
 
 
 def test_cotraining_moves_its_own_base_model_and_not_the_frozen_one(
-    base: tuple, metacontroller: tuple, cotrained: Callable
+    base: Model[Backbone], metacontroller: Model[Metacontroller], cotrained: Callable
 ) -> None:
-    params = {"metacontroller": metacontroller[1], "base": base[1]}
-    moving, frozen = cotrained(params, base[1], make_batch(1))
+    params = {"metacontroller": metacontroller.params, "base": base.params}
+    moving, frozen = cotrained(params, base, make_batch(1))
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(frozen))
     # the action alone is predicted: every weight but the other head's has a gradient
     still = {
-        jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(moving) if not np.asarray(leaf).any()
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree.leaves_with_path(moving)
+        if not np.asarray(leaf).any()
     }
     assert still == {f"['base']['target_head']['linear']['{name}']" for name in ("kernel", "bias")}
 
 
 def test_discovery_trains_the_metacontroller_around_a_base_model_it_reads(
-    config: Config, base: tuple, metacontroller: tuple
+    config: Config, base: Model[Backbone], metacontroller: Model[Metacontroller]
 ) -> None:
     optimiser = optax.sgd(0.1)
-    update = make_update(discovery_loss(config, base[0], metacontroller[0]), optimiser)
-    state = init_state({"metacontroller": metacontroller[1]}, optimiser)
-    after, metrics = update(state, base[1], (make_batch(1), KEYS, None))
+    update = make_update(discovery_loss(config, metacontroller), optimiser)
+    state = init_state({"metacontroller": metacontroller.params}, optimiser)
+    after, metrics = update(state, base, (make_batch(1), KEYS, None))
     assert set(after.params) == {"metacontroller"}
-    changed = jax.tree.map(lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()), state.params, after.params)
+    changed = jax.tree.map(
+        lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()), state.params, after.params
+    )
     assert all(jax.tree.leaves(changed))
-    other = jax.tree.map(lambda x: 2 * x, base[1])
-    assert float(update(state, other, (make_batch(1), KEYS, None))[1]["loss"]) != pytest.approx(float(metrics["loss"]))
+    other = jax.tree.map(lambda x: 2 * x, base)
+    assert float(update(state, other, (make_batch(1), KEYS, None))[1]["loss"]) != pytest.approx(
+        float(metrics["loss"])
+    )
     assert float(metrics["loss"]) == pytest.approx(
         float(metrics["nll"]) + float(metrics["alpha"]) * float(metrics["kl"]), rel=1e-5
     )
 
 
 def test_the_embeddings_lag_rises_to_the_metacontrollers_own(
-    config: Config, base: tuple, make_metacontroller: Callable
+    config: Config, base: Model[Backbone], make_metacontroller: Callable
 ) -> None:
     def loss(step: int, lag: int, delay: int, ramp: int) -> float:
-        graphdef, params = nnx.split(make_metacontroller(embedding_lag=lag), nnx.Param)
+        metacontroller = Model.of(make_metacontroller(embedding_lag=lag))
         settings = replace(
             config,
             metacontroller=replace(config.metacontroller, embedding_lag=lag),
-            discover=replace(config.discover, alpha=0.0, curriculum_delay=delay, curriculum_ramp=ramp),
+            discover=replace(
+                config.discover, alpha=0.0, curriculum_delay=delay, curriculum_ramp=ramp
+            ),
         )
-        loss_fn = discovery_loss(settings, base[0], graphdef)
-        trained = {"metacontroller": nnx.to_pure_dict(params)}
-        return float(loss_fn(trained, jnp.int32(step), base[1], (make_batch(1), KEYS, None))[0])
+        loss_fn = discovery_loss(settings, metacontroller)
+        trained = {"metacontroller": metacontroller.params}
+        return float(loss_fn(trained, jnp.int32(step), base, (make_batch(1), KEYS, None))[0])
 
     constant = [loss(0, lag, 0, 0) for lag in range(3)]
     assert len(set(constant)) == 3
@@ -134,9 +162,14 @@ def test_the_embeddings_lag_rises_to_the_metacontrollers_own(
     assert [loss(step, 2, 1, 0) for step in (1, 2)] == pytest.approx([constant[0], constant[2]])
 
 
-def test_each_episodes_recovery_is_drawn_from_what_the_curriculum_has_reached(config: Config) -> None:
+def test_each_episodes_recovery_is_drawn_from_what_the_curriculum_has_reached(
+    config: Config,
+) -> None:
     discover = replace(config.discover, recovery=60, curriculum_delay=10, curriculum_ramp=20)
-    draws = lambda step: handicaps(replace(config, discover=discover), jnp.int32(step), MANY)[1]
+
+    def draws(step):
+        return handicaps(replace(config, discover=discover), jnp.int32(step), MANY)[1]
+
     assert (draws(10) == 1).all()  # 1 step: none at all
     for step, most in ((20, 30), (30, 60), (99, 60)):
         drawn = np.asarray(draws(step))
@@ -147,20 +180,24 @@ def test_each_episodes_recovery_is_drawn_from_what_the_curriculum_has_reached(co
     assert handicaps(replace(config, discover=at_once), jnp.int32(0), MANY)[1].max() > 59  # pyright: ignore
 
 
-def test_a_switch_in_need_of_recovery_changes_the_loss(config: Config, base: tuple, metacontroller: tuple) -> None:
+def test_a_switch_in_need_of_recovery_changes_the_loss(
+    config: Config, base: Model[Backbone], metacontroller: Model[Metacontroller]
+) -> None:
     def loss(recovery: int) -> float:
         settings = replace(config, discover=replace(config.discover, recovery=recovery))
-        loss_fn = discovery_loss(settings, base[0], metacontroller[0])
-        return float(
-            loss_fn({"metacontroller": metacontroller[1]}, jnp.int32(9), base[1], (make_batch(1), KEYS, None))[0]
-        )
+        loss_fn = discovery_loss(settings, metacontroller)
+        params = {"metacontroller": metacontroller.params}
+        return float(loss_fn(params, jnp.int32(9), base, (make_batch(1), KEYS, None))[0])
 
     assert abs(loss(50) - loss(0)) > 1e-5
 
 
 def test_dropping_history_starts_episodes_anew_and_depends_on_the_seed_alone() -> None:
     batch = make_batch(1)
-    drop = lambda seed: drop_history(batch, 0.5, np.random.default_rng(seed)).first
+
+    def drop(seed):
+        return drop_history(batch, 0.5, np.random.default_rng(seed)).first
+
     assert drop_history(batch, 0.0, np.random.default_rng(0)) is batch
     first = drop(7)
     assert first[:, 0].all()
@@ -171,7 +208,11 @@ def test_dropping_history_starts_episodes_anew_and_depends_on_the_seed_alone() -
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_pieces_of_a_batch_add_up_to_the_whole(
-    config: Config, base: tuple, metacontroller: tuple, assert_close: Callable, micro_batch: int
+    config: Config,
+    base: Model[Backbone],
+    metacontroller: Model[Metacontroller],
+    assert_close: Callable,
+    micro_batch: int,
 ) -> None:
     """Rows of 6, 4, 1 and 6, 4, 1 steps: a mean of the pieces' means would weigh them wrongly."""
     batch = jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), make_batch(1))
@@ -179,11 +220,11 @@ def test_pieces_of_a_batch_add_up_to_the_whole(
     spliced = replace(config, discover=replace(config.discover, splice=0.5))
     optimiser = optax.sgd(0.1)
     losses = {
-        "pretrain": (pretraining_loss(base[0], 0.1), base[1], None, batch),
+        "pretrain": (pretraining_loss(base, 0.1), base.params, None, batch),
         "discover": (
-            discovery_loss(spliced, base[0], metacontroller[0]),
-            {"metacontroller": metacontroller[1]},
-            base[1],
+            discovery_loss(spliced, metacontroller),
+            {"metacontroller": metacontroller.params},
+            base,
             (batch, keys, rows_before(batch)),
         ),
     }
@@ -201,18 +242,25 @@ def test_pieces_of_a_batch_add_up_to_the_whole(
                 assert_close(leaf, expected_leaf, 2e-3)
 
 
-def test_a_batch_that_cannot_be_cut_is_an_error(base: tuple) -> None:
+def test_a_batch_that_cannot_be_cut_is_an_error(base: Model[Backbone]) -> None:
     optimiser = optax.sgd(0.1)
-    update = make_update(pretraining_loss(base[0], 0.1), optimiser, micro_batch=2)
+    update = make_update(pretraining_loss(base, 0.1), optimiser, micro_batch=2)
     with pytest.raises(ValueError, match="3 rows cannot be cut into pieces of 2"):
-        update(init_state(base[1], optimiser), None, make_batch(1))
+        update(init_state(base.params, optimiser), None, make_batch(1))
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({}, True), ({"recovery": 5}, False), ({"splice": 0.5}, False), ({"shared_noise": True}, False)],
+    [
+        ({}, True),
+        ({"recovery": 5}, False),
+        ({"splice": 0.5}, False),
+        ({"shared_noise": True}, False),
+    ],
 )
-def test_the_kl_is_a_rate_only_of_the_plain_model(config: Config, changes: dict, expected: bool) -> None:
+def test_the_kl_is_a_rate_only_of_the_plain_model(
+    config: Config, changes: dict, expected: bool
+) -> None:
     shared = {"shared_noise": True} if "shared_noise" in changes else {}
     others = {name: value for name, value in changes.items() if name != "shared_noise"}
     settings = replace(

@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,30 +18,33 @@ import pytest
 from flax import nnx
 
 from envs.gridworld import GridWorld
-from internal_rl import checkpoint
 from internal_rl.config import Config, OptimConfig
 from internal_rl.models.backbone import Backbone
+from internal_rl.models.model import Model, Params
 from internal_rl.models.policy import LatentInput, LatentPolicy, RawPolicy
-from internal_rl.rollout import Decisions
+from internal_rl.rollout import Actor, Decisions, Rollout
 from internal_rl.stages import reinforce
-from internal_rl.stages.reinforce import Frozen, Learner, LearnerState, load_policy, seed_key, train_seeds
-from internal_rl.tracking import Tracker, read_metrics
-from internal_rl.train_loop import Interrupted
+from internal_rl.stages.reinforce import Learner, LearnerState, train_seeds
+from internal_rl.trained import TrainedModels, fresh_policy, seed_key
+from internal_rl.training import checkpoint
+from internal_rl.training.loop import Interrupted
+from internal_rl.training.tracking import Tracker, read_metrics
 
 BATCH, SLOTS = 8, 4
-Split = tuple[Any, Any]
-
-
-def split(module: nnx.Module) -> Split:
-    graphdef, params = nnx.split(module, nnx.Param)
-    return graphdef, nnx.to_pure_dict(params)
 
 
 @pytest.fixture(scope="module")
 def task(config: Config) -> Config:
     """0-1 on one map; decay, so that a step with a zero gradient would show."""
     optim = OptimConfig(learning_rate=1e-2, weight_decay=0.01)
-    rl = replace(config.reinforce, episodes=128 * 12, batch_size=128, max_decisions=8, test_episodes=128, optim=optim)
+    rl = replace(
+        config.reinforce,
+        episodes=128 * 12,
+        batch_size=128,
+        max_decisions=8,
+        test_episodes=128,
+        optim=optim,
+    )
     return replace(config, env=replace(config.env, horizon=8), reinforce=rl)
 
 
@@ -51,52 +54,69 @@ def world() -> GridWorld:
 
 
 @pytest.fixture(scope="module")
-def base(task: Config, world: GridWorld, make_rngs: Callable) -> Split:
-    return split(Backbone(world, replace(task.model, scale_last=0.1), make_rngs()))
+def base(task: Config, world: GridWorld, make_rngs: Callable) -> Model[Backbone]:
+    return Model.of(Backbone(world, replace(task.model, scale_last=0.1), make_rngs()))
 
 
-# --- one update, on decisions made by hand ---------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def policy(task: Config, make_rngs: Callable) -> Split:
-    return split(LatentPolicy(task.model.width, task.metacontroller.latent, task.policy, make_rngs(2)))
+# --- one update, on decisions made by hand ------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def episodes(task: Config, policy: Split, normal: Callable) -> tuple[Decisions, jax.Array]:
-    """Decisions with the log-probabilities of the policy itself, and the advantages of their episodes."""
+def policy(task: Config, make_rngs: Callable) -> Model[LatentPolicy]:
+    width, latent = task.model.width, task.metacontroller.latent
+    return Model.of(LatentPolicy(width, latent, task.policy, make_rngs(2)))
+
+
+@pytest.fixture(scope="module")
+def episodes(
+    task: Config, policy: Model[LatentPolicy], normal: Callable
+) -> tuple[Decisions, jax.Array]:
+    """Decisions with the log-probabilities of the policy itself, and the episodes' advantages."""
     stream, actions = normal(BATCH, SLOTS, task.model.width), normal(BATCH, SLOTS, 3, seed=1)
     inputs = LatentInput(stream, jnp.zeros((BATCH, SLOTS, 1), jnp.int32))
-    log_prob = jax.jit(lambda x: nnx.merge(*policy).unroll(x).log_prob(actions))(inputs)
+    log_prob = jax.jit(lambda x: policy.module().unroll(x).log_prob(actions))(inputs)
     mask = jnp.arange(SLOTS) < jnp.array([1, 2, 3, 4, 1, 4, 2, 2])[:, None]
     time = jnp.broadcast_to(jnp.arange(SLOTS), (BATCH, SLOTS))
-    return Decisions(inputs, actions, jnp.where(mask, log_prob, 0), mask, time), normal(BATCH, seed=2)
+    return Decisions(inputs, actions, jnp.where(mask, log_prob, 0), mask, time), normal(
+        BATCH, seed=2
+    )
 
 
 def learner_with(
-    task: Config, world: GridWorld, policy: Split, epochs: int, rate: float, minibatches: int = 1
+    task: Config,
+    world: GridWorld,
+    policy: Model[LatentPolicy],
+    epochs: int,
+    rate: float,
+    minibatches: int = 1,
 ) -> Learner:
     """One that descends by plain gradient steps."""
-    config = replace(task, reinforce=replace(task.reinforce, epochs=epochs, minibatches=minibatches))
-    learner = Learner(config, world, "internal_rl", {"policy": policy[0]})
+    config = replace(
+        task, reinforce=replace(task.reinforce, epochs=epochs, minibatches=minibatches)
+    )
+    learner = Learner(config, world, "internal_rl", Actor(policy), Rollout(world, SLOTS))
     learner.optimiser = optax.sgd(rate)
     return learner
 
 
 def test_the_first_step_is_the_policy_gradient(
-    task: Config, world: GridWorld, policy: Split, episodes: tuple, assert_close: Callable
+    task: Config,
+    world: GridWorld,
+    policy: Model[LatentPolicy],
+    episodes: tuple,
+    assert_close: Callable,
 ) -> None:
-    """At the policy that decided, the gradient is that of -log p(action) A, a mean over decisions."""
+    """At the policy that decided, the gradient is that of -log p(action) A, a mean over all."""
     decisions, advantage = episodes
-    learner, params = learner_with(task, world, policy, epochs=1, rate=1.0), policy[1]
+    learner, params = learner_with(task, world, policy, epochs=1, rate=1.0), policy.params
     learn = jax.jit(learner._learn)
     after, _, surrogate, norm = learn(params, learner.optimiser.init(params), decisions, advantage)
 
     @jax.jit
     @jax.grad
     def expected(params: Any) -> jax.Array:
-        log_prob = nnx.merge(policy[0], params).unroll(decisions.input).log_prob(decisions.action)
+        module = policy.with_params(params).module()
+        log_prob = module.unroll(decisions.input).log_prob(decisions.action)
         return -(log_prob * advantage[:, None] * decisions.mask).sum() / 19
 
     gradient = expected(params)
@@ -108,13 +128,13 @@ def test_the_first_step_is_the_policy_gradient(
 def test_small_batches_add_up_to_the_whole(
     task: Config,
     world: GridWorld,
-    policy: Split,
+    policy: Model[LatentPolicy],
     episodes: tuple,
     assert_close: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Even over several steps with clipping, and though their numbers of decisions differ."""
-    learner, params = learner_with(task, world, policy, epochs=3, rate=0.3), policy[1]
+    learner, params = learner_with(task, world, policy, epochs=3, rate=0.3), policy.params
     results = []
     for size in (BATCH, 2):
         monkeypatch.setattr(reinforce, "MICRO_BATCH", size)
@@ -124,15 +144,21 @@ def test_small_batches_add_up_to_the_whole(
 
 
 def test_a_pass_over_minibatches_is_a_step_on_each(
-    task: Config, world: GridWorld, policy: Split, episodes: tuple, assert_close: Callable
+    task: Config,
+    world: GridWorld,
+    policy: Model[LatentPolicy],
+    episodes: tuple,
+    assert_close: Callable,
 ) -> None:
-    """With 2 minibatches the first half of the episodes makes the first step, the second half the next one."""
-    learner, params = learner_with(task, world, policy, epochs=1, rate=0.3), policy[1]
+    """With 2 minibatches the first half of the episodes makes a step, the second half the next."""
+    learner, params = learner_with(task, world, policy, epochs=1, rate=0.3), policy.params
     halves = learner_with(task, world, policy, epochs=1, rate=0.3, minibatches=2)
     start = learner.optimiser.init(params)
     together, *_ = jax.jit(halves._learn)(params, start, *episodes)
     one_half = jax.jit(learner._learn)
-    first, second = (jax.tree.map(lambda x, rows=rows: x[rows], episodes) for rows in (np.s_[:4], np.s_[4:]))
+    first, second = (
+        jax.tree.map(lambda x, rows=rows: x[rows], episodes) for rows in (np.s_[:4], np.s_[4:])
+    )
     after_first, optimiser, *_ = one_half(params, start, *first)
     after_second, *_ = one_half(after_first, optimiser, *second)
     jax.tree.map(partial(assert_close, tolerance=1e-4), together, after_second)
@@ -142,9 +168,11 @@ def test_a_pass_over_minibatches_is_a_step_on_each(
     )
 
 
-def test_head_only_trains_nothing_but_the_action_head(task: Config, world: GridWorld, base: Split) -> None:
+def test_head_only_trains_nothing_but_the_action_head(
+    task: Config, world: GridWorld, base: Model[Backbone]
+) -> None:
     config = replace(task, reinforce=replace(task.reinforce, head_only=True, epochs=2))
-    learner = Learner(config, world, "raw_rl", {"base": base[0]})
+    learner = Learner(config, world, "raw_rl", Actor(base), Rollout(world, world.horizon))
     rng = np.random.default_rng(0)
     decisions = Decisions(
         input=rng.integers(27, size=(BATCH, SLOTS, 3)),
@@ -153,11 +181,15 @@ def test_head_only_trains_nothing_but_the_action_head(task: Config, world: GridW
         mask=np.ones((BATCH, SLOTS), bool),
         time=np.zeros((BATCH, SLOTS), np.int32),
     )
-    state = learner.init(jax.random.key(0), Frozen(base[1], {}))
-    after, *_ = jax.jit(learner._learn)(state.params, state.optimiser, decisions, rng.normal(size=BATCH))
+    state = learner.init(base.params)
+    after, *_ = jax.jit(learner._learn)(
+        state.params, state.optimiser, decisions, rng.normal(size=BATCH)
+    )
     changed = {
         jax.tree_util.keystr(path[:1])
-        for (path, x), y in zip(jax.tree.leaves_with_path(base[1]), jax.tree.leaves(after), strict=True)
+        for (path, x), y in zip(
+            jax.tree.leaves_with_path(base.params), jax.tree.leaves(after), strict=True
+        )
         if (np.asarray(x) != np.asarray(y)).any()
     }
     assert changed == {"['action_head']"}
@@ -173,41 +205,55 @@ def test_every_seed_of_every_algorithm_has_its_own_key(task: Config) -> None:
     assert len(set(keys)) == 12
 
 
-# --- over latents ----------------------------------------------------------------------------------------
+# --- over latents -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def internal(
-    task: Config, world: GridWorld, make_rngs: Callable, make_metacontroller: Callable, policy: Split
-) -> tuple[Learner, Frozen, Callable]:
-    """A base model and a metacontroller whose random weights are large enough for latents to matter."""
+    task: Config,
+    world: GridWorld,
+    make_rngs: Callable,
+    make_metacontroller: Callable,
+    policy: Model[LatentPolicy],
+) -> tuple[Learner, Callable]:
+    """A base model and a metacontroller with random weights large enough for latents to matter."""
     model = Backbone(world, task.model, make_rngs())
     model.action_head.linear.kernel[...] = model.action_head.linear.kernel[...] * 3
     metacontroller = make_metacontroller(rank=4, hypernetwork_width=16, force_switch=True)
     kernel = metacontroller.hypernetwork.layers[-1].kernel
     kernel[...] = kernel[...] * 15
-    graphs, params = zip(split(model), split(metacontroller), strict=True)
-    graphs = {"base": graphs[0], "metacontroller": graphs[1], "policy": policy[0]}
-    learner = Learner(task, world, "internal_rl", graphs)
-    return learner, Frozen(*params), jax.jit(learner.update)
+    actor = Actor(policy, Model.of(model), Model.of(metacontroller))
+    play = Rollout(world, task.reinforce.max_decisions)
+    learner = Learner(task, world, "internal_rl", actor, play)
+    return learner, jax.jit(learner.update)
 
 
-def test_ppo_over_latents_learns(internal: tuple[Learner, Frozen, Callable]) -> None:
-    learner, frozen, update = internal
-    state, success = learner.init(jax.random.key(3), frozen), []
+@pytest.fixture(scope="module")
+def fresh(task: Config) -> Params:
+    """Parameters of a policy before its first update."""
+    rngs = nnx.Rngs(jax.random.key(3))
+    return Model.of(fresh_policy(task, None, rngs)).params
+
+
+def test_ppo_over_latents_learns(internal: tuple[Learner, Callable], fresh: Params) -> None:
+    learner, update = internal
+    state, success = learner.init(fresh), []
     for index in range(30):
-        state, metrics = update(state, frozen, jax.random.fold_in(jax.random.key(5), index))
+        key = jax.random.fold_in(jax.random.key(5), index)
+        state, metrics = update(state, learner.actor, key)
         success.append(float(metrics["success"]))
     assert state.update == 30
     assert float(metrics["policy_std"]) > 0
     assert np.mean(success[-5:]) > np.mean(success[:5]) + 0.15, success
 
 
-def test_unusable_episodes_change_nothing(internal: tuple[Learner, Frozen, Callable]) -> None:
+def test_unusable_episodes_change_nothing(
+    internal: tuple[Learner, Callable], fresh: Params
+) -> None:
     """Whatever such an episode holds; and a batch of nothing else is not learned from."""
-    learner, frozen, _ = internal
-    state = learner.init(jax.random.key(3), frozen)
-    episodes = jax.jit(learner.play, static_argnums=3)(state.params, frozen, jax.random.key(1), 128)
+    learner, _ = internal
+    state = learner.init(fresh)
+    episodes = learner.rollout(learner.actor.with_policy(fresh), jax.random.key(1), 128)
     assert 1 < episodes.success.sum() < 127
     learn, broken = jax.jit(learner.learn), jnp.arange(128) == 5
     action, mask = episodes.decisions.action.at[5].add(3.0), episodes.decisions.mask.at[5].set(True)
@@ -220,47 +266,58 @@ def test_unusable_episodes_change_nothing(internal: tuple[Learner, Frozen, Calla
     )
     jax.tree.map(np.testing.assert_array_equal, *cut)
     assert any(
-        (np.asarray(x) != np.asarray(y)).any() for x, y in zip(*map(jax.tree.leaves, (whole, cut[0])), strict=True)
+        (np.asarray(x) != np.asarray(y)).any()
+        for x, y in zip(*map(jax.tree.leaves, (whole, cut[0])), strict=True)
     )
     after, metrics = learn(state, replace(episodes, usable=broken & False))
     assert metrics["updated"] == 0
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
 
 
-def test_equal_returns_leave_everything_exactly_as_it_was(internal: tuple[Learner, Frozen, Callable]) -> None:
-    learner, frozen, update = internal
-    bias = np.array([1e6, 0, 0, 0], np.float32)  # always up, which is no way from one colour to the next
-    head = frozen.base["action_head"]
-    stuck = {**frozen.base, "action_head": {"linear": {**head["linear"], "bias": bias}}}
-    state = learner.init(jax.random.key(3), frozen)
-    after, metrics = update(state, Frozen(stuck, frozen.metacontroller), jax.random.key(0))
+def test_equal_returns_leave_everything_exactly_as_it_was(
+    internal: tuple[Learner, Callable], fresh: Params
+) -> None:
+    learner, update = internal
+    base = learner.actor.base
+    assert base is not None
+    # Always up, which is no way from one colour to the next.
+    bias = np.array([1e6, 0, 0, 0], np.float32)
+    head = base.params["action_head"]
+    stuck = {**base.params, "action_head": {"linear": {**head["linear"], "bias": bias}}}
+    state = learner.init(fresh)
+    actor = replace(learner.actor, base=base.with_params(stuck))
+    after, metrics = update(state, actor, jax.random.key(0))
     assert (metrics["success"], metrics["updated"], metrics["grad_norm"]) == (0, 0, 0)
     assert after.update == 1
     jax.tree.map(np.testing.assert_array_equal, after.replace(update=0), state.replace(update=0))
 
 
-# --- over raw actions ------------------------------------------------------------------------------------
+# --- over raw actions ---------------------------------------------------------------------------
 
 
-def test_ppo_over_raw_actions_learns_with_all_weights(task: Config, world: GridWorld, base: Split) -> None:
-    learner, frozen = Learner(task, world, "raw_rl", {"base": base[0]}), Frozen(base[1], {})
-    state, success = learner.init(jax.random.key(3), frozen), []
-    assert isinstance(learner.policy(state.params), RawPolicy)
-    jax.tree.map(np.testing.assert_array_equal, state.params, base[1])
+def test_ppo_over_raw_actions_learns_with_all_weights(
+    task: Config, world: GridWorld, base: Model[Backbone], tmp_path: Path
+) -> None:
+    actor, play = Actor(base), Rollout(world, world.horizon)
+    learner = Learner(task, world, "raw_rl", actor, play)
+    initial = TrainedModels(task, world, tmp_path).policy_initialiser(actor)
+    state, success = learner.init(initial(jax.random.key(3))), []
+    assert isinstance(actor.with_policy(state.params).decider(), RawPolicy)
+    jax.tree.map(np.testing.assert_array_equal, state.params, base.params)
     update = jax.jit(learner.update)
     for index in range(12):
-        state, metrics = update(state, frozen, jax.random.fold_in(jax.random.key(5), index))
+        state, metrics = update(state, actor, jax.random.fold_in(jax.random.key(5), index))
         success.append(float(metrics["success"]))
     assert success[0] < 0.4, success
     assert success[-1] > 0.8, success
     assert metrics["num_switches"] == metrics["episode_length"]
-    trained = {key for key in base[1] if key != "target_head"}  # the one part that a policy does not use
-    for name in trained:
-        leaves = zip(jax.tree.leaves(base[1][name]), jax.tree.leaves(state.params[name]), strict=True)
+    for name in base.params.keys() - {"target_head"}:  # the one part that a policy does not use
+        before, after = (jax.tree.leaves(each[name]) for each in (base.params, state.params))
+        leaves = zip(before, after, strict=True)
         assert any((np.asarray(x) != np.asarray(y)).any() for x, y in leaves), name
 
 
-# --- the training of seeds -------------------------------------------------------------------------------
+# --- the training of seeds ----------------------------------------------------------------------
 
 
 def noise(key: jax.Array) -> jax.Array:
@@ -268,24 +325,44 @@ def noise(key: jax.Array) -> jax.Array:
     return (jax.random.key_data(key) % 97).astype(jnp.float32) / 97
 
 
+@dataclass(frozen=True)
+class StubActor:
+    """Nothing but the parameters of its policy."""
+
+    params: Any = None
+
+    def with_policy(self, params: Any) -> "StubActor":
+        return StubActor(params)
+
+
+class StubRollout:
+    """Plays nothing: success is what parameters and key say."""
+
+    def pure(self, actor: StubActor, key: jax.Array, episodes: int) -> Any:
+        threshold = actor.params["w"].mean() + noise(key)[0]
+        return SimpleNamespace(success=jnp.linspace(0, 10, episodes) < threshold)
+
+
 class StubLearner:
     """Learns nothing, but every number it gives depends on its key and on all updates so far."""
 
     algorithm, env = "raw_rl", SimpleNamespace(on_host=False)
+    actor, rollout = StubActor(), StubRollout()
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def init(self, key: jax.Array, frozen: Frozen) -> LearnerState:
-        return LearnerState({"w": noise(key)}, {"m": jnp.zeros(2)}, jnp.zeros((), jnp.int32))
+    def init(self, params: Params) -> LearnerState:
+        return LearnerState(params, {"m": jnp.zeros(2)}, jnp.zeros((), jnp.int32))
 
-    def update(self, state: LearnerState, frozen: Frozen, key: jax.Array) -> tuple[LearnerState, dict]:
+    def update(
+        self, state: LearnerState, actor: StubActor, key: jax.Array
+    ) -> tuple[LearnerState, dict]:
         momentum = 0.5 * state.optimiser["m"] + noise(key)
         params = {"w": state.params["w"] + momentum}
-        return LearnerState(params, {"m": momentum}, state.update + 1), {"success": params["w"].mean()}
-
-    def play(self, params: Any, frozen: Frozen, key: jax.Array, episodes: int) -> Any:
-        return SimpleNamespace(success=jnp.linspace(0, 10, episodes) < params["w"].mean() + noise(key)[0])
+        return LearnerState(params, {"m": momentum}, state.update + 1), {
+            "success": params["w"].mean()
+        }
 
 
 class StoppingTracker(Tracker):
@@ -300,22 +377,29 @@ class StoppingTracker(Tracker):
 @pytest.fixture
 def stub(task: Config, monkeypatch: pytest.MonkeyPatch) -> StubLearner:
     learner = StubLearner(replace(task, reinforce=replace(task.reinforce, episodes=5 * 128)))
-    monkeypatch.setattr(reinforce, "make_learner", lambda *_: (learner, Frozen({}, {})))
+    monkeypatch.setattr(reinforce, "make_learner", lambda *_: learner)
     return learner
 
 
-def outcome(stub: StubLearner, run_dir: Path, result: dict[str, Any], seed: int) -> tuple[Any, ...]:
+def outcome(run_dir: Path, result: dict[str, Any], seed: int) -> tuple[Any, ...]:
     """Everything a seed leaves behind but the time it took."""
-    policy = load_policy(stub.config, stub, Frozen({}, {}), run_dir, seed)  # type: ignore[arg-type]
+    path = run_dir / "raw_rl" / f"seed_{seed}" / "policy"
+    policy = checkpoint.restore(path, {"w": jnp.zeros(2)})
     lines = [(x["episodes"], x["success"]) for x in read_metrics(run_dir / f"log_{seed}")]
     return np.asarray(policy["w"]).tolist(), lines, result["before"], result["success"]
 
 
-def train_stub(stub: StubLearner, run_dir: Path, *seeds: int, kind: type[Tracker] = Tracker) -> dict[int, tuple]:
+def train_stub(
+    stub: StubLearner, run_dir: Path, *seeds: int, kind: type[Tracker] = Tracker
+) -> dict[int, tuple]:
+    models = SimpleNamespace(policy_initialiser=lambda actor: lambda key: {"w": noise(key)})
+    run = SimpleNamespace(config=stub.config, directory=run_dir, post_models=models)
     with ExitStack() as stack:
-        trackers = {k: stack.enter_context(kind(run_dir / f"log_{k}", wandb_mode="disabled")) for k in seeds}
-        results = train_seeds(stub.config, None, run_dir, trackers, "raw_rl")  # type: ignore[arg-type]
-    return {k: outcome(stub, run_dir, results[k], k) for k in seeds}
+        trackers = {
+            k: stack.enter_context(kind(run_dir / f"log_{k}", wandb_mode="disabled")) for k in seeds
+        }
+        results = train_seeds(run, trackers, "raw_rl")  # type: ignore[arg-type]
+    return {k: outcome(run_dir, results[k], k) for k in seeds}
 
 
 def test_an_interrupted_seed_goes_on_bit_for_bit(stub: StubLearner, tmp_path: Path) -> None:
@@ -323,13 +407,16 @@ def test_an_interrupted_seed_goes_on_bit_for_bit(stub: StubLearner, tmp_path: Pa
     assert [x for x, _ in whole[4][1]] == [128, 256, 384, 512, 640]
     assert whole[4][2] != whole[4][3]
 
-    with pytest.raises(Interrupted, match="seed 4 stopped after update 3 and saved"):
+    # The third update is logged once the fourth has been sent.
+    with pytest.raises(Interrupted, match="seed 4 stopped after step 4 and saved"):
         train_stub(stub, tmp_path / "cut", 4, kind=StoppingTracker)
-    assert checkpoint.metadata(tmp_path / "cut" / "raw_rl" / "seed_4" / "running")["update"] == 3
+    assert checkpoint.metadata(tmp_path / "cut" / "raw_rl" / "seed_4" / "running")["step"] == 4
     assert train_stub(stub, tmp_path / "cut", 4) == whole
 
 
-def test_seeds_trained_as_one_program_are_those_trained_alone(stub: StubLearner, tmp_path: Path) -> None:
+def test_seeds_trained_as_one_program_are_those_trained_alone(
+    stub: StubLearner, tmp_path: Path
+) -> None:
     together = train_stub(stub, tmp_path / "together", 4, 7)
     assert together[4] != together[7]
     for seed in (4, 7):

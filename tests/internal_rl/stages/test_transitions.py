@@ -1,18 +1,18 @@
 """Rates of the legs of the post-training task: held latents, redrawn latents, first legs."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from envs.gridworld import GridWorld
-from internal_rl.analysis import transitions
-from internal_rl.analysis.transitions import REDRAWS, Latents
 from internal_rl.models.metacontroller import Metacontroller
+from internal_rl.models.model import Model
+from internal_rl.models.steered import GoalControllers
 from internal_rl.rollout import split_keys
+from internal_rl.stages import transitions
+from internal_rl.stages.transitions import REDRAWS, Latents
 
 TRIALS = 64
 WIDTH, LATENT = 8, 3
@@ -26,24 +26,27 @@ def world() -> GridWorld:
 
 @pytest.fixture(scope="module")
 def play(world: GridWorld, make_backbone: Callable, make_metacontroller: Callable) -> Callable:
-    """(bias of the switch, codes) -> (which trials are first legs, reached, made, held) with random models."""
-    base_graph, base = nnx.split(make_backbone("hawk"), nnx.Param)
+    """(bias of the switch, codes) -> the trials that are first legs, reached, made, held."""
+    base = Model.of(make_backbone("hawk"))
     rng = np.random.default_rng(0)
-    goal = {name: rng.normal(size=(2, 1, WIDTH)).astype(np.float32) for name in "ab"}
+    a, b = (rng.normal(size=(2, 1, WIDTH)).astype(np.float32) for _ in range(2))
+    goals = GoalControllers(a, b)
     keys = jax.random.split(jax.random.key(0), TRIALS)
     starts = jax.vmap(world.reset)(split_keys(keys)[0])[0]
     prefix = (np.asarray(starts.pinpad.length) - 1).astype(np.int32)
 
     def run(
-        bias: float, codes: np.ndarray, steering: transitions.Steering = "codes", chunk: int = TRIALS
+        bias: float,
+        codes: np.ndarray,
+        steering: transitions.Steering = "codes",
+        chunk: int = TRIALS,
     ) -> tuple[np.ndarray, ...]:
         metacontroller: Metacontroller = make_metacontroller()
         metacontroller.switch_output.bias[...] = np.array([bias], np.float32)
-        graph, params = nnx.split(metacontroller, nnx.Param)
-        models: Any = (nnx.to_pure_dict(base), nnx.to_pure_dict(params))
+        models = transitions.Models(base, Model.of(metacontroller), None, goals)
         latents = Latents(codes, np.zeros(codes.shape[:2], int))
-        player = transitions.make_player(world, (base_graph, graph), steering, chunk)
-        return prefix == 0, *player(models, goal, latents, prefix, keys)
+        player = transitions.make_player(world, steering, chunk)
+        return prefix == 0, *player(models, latents, prefix, keys)
 
     return run
 
@@ -82,6 +85,8 @@ def test_the_base_model_alone_has_no_latent_to_hold(play: Callable, codes: np.nd
     np.testing.assert_array_equal(play(-100, -codes, "nothing")[2], made)
 
 
-def test_trials_do_not_depend_on_how_many_are_played_at_a_time(play: Callable, codes: np.ndarray) -> None:
+def test_trials_do_not_depend_on_how_many_are_played_at_a_time(
+    play: Callable, codes: np.ndarray
+) -> None:
     for whole, pieces in zip(play(0, codes), play(0, codes, chunk=48), strict=True):
         np.testing.assert_array_equal(whole, pieces)

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from internal_rl import checkpoint
-from internal_rl.checkpoint import CheckpointError
+from internal_rl.training import checkpoint
+from internal_rl.training.checkpoint import CheckpointError
 
 
 def training_state(width: int = 4) -> dict[str, Any]:
@@ -56,7 +56,9 @@ def test_round_trip_keeps_values_dtypes_and_structure(tmp_path: Path, abstract: 
 
 def test_metadata_and_exists(tmp_path: Path) -> None:
     assert not checkpoint.exists(tmp_path / "base")
-    checkpoint.save(tmp_path / "base", {"w": jnp.ones(2)}, {"step": 3, "config": {"model": {"width": 64}}})
+    checkpoint.save(
+        tmp_path / "base", {"w": jnp.ones(2)}, {"step": 3, "config": {"model": {"width": 64}}}
+    )
 
     assert checkpoint.exists(tmp_path / "base")
     assert checkpoint.metadata(tmp_path / "base") == {"step": 3, "config": {"model": {"width": 64}}}
@@ -71,8 +73,13 @@ def test_metadata_that_is_not_json_is_refused_before_anything_is_written(tmp_pat
 def test_restored_leaves_take_the_width_of_like_but_not_another_kind(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "base", {"w": jnp.array([0.5, 1.5])})
 
-    assert checkpoint.restore(tmp_path / "base", {"w": jnp.zeros(2, jnp.bfloat16)})["w"].dtype == jnp.bfloat16
-    with pytest.raises(CheckpointError, match=r"w: checkpoint has \(2,\) float32, the model needs \(2,\) int32"):
+    assert (
+        checkpoint.restore(tmp_path / "base", {"w": jnp.zeros(2, jnp.bfloat16)})["w"].dtype
+        == jnp.bfloat16
+    )
+    with pytest.raises(
+        CheckpointError, match=r"w: checkpoint has \(2,\) float32, the model needs \(2,\) int32"
+    ):
         checkpoint.restore(tmp_path / "base", {"w": jnp.zeros(2, jnp.int32)})
 
 
@@ -85,7 +92,8 @@ def test_mismatch_names_the_first_differing_key_and_loads_nothing(
     with pytest.raises(CheckpointError) as error:
         checkpoint.restore(tmp_path / "base", {"params": training_state(128)["params"]})
     assert str(error.value).startswith(
-        "params/blocks/0/kernel: checkpoint has (64, 64) float32, the model needs (128, 128) float32"
+        "params/blocks/0/kernel: "
+        "checkpoint has (64, 64) float32, the model needs (128, 128) float32"
         " (1 more differ); was the model's configuration (e.g. model.width) changed? Remedy: "
     )
 
@@ -145,7 +153,9 @@ def test_a_crash_during_save_leaves_the_former_checkpoint(
     checkpoint.save(path, {"w": jnp.full(2, 3.0)}, {"step": 3})
     assert checkpoint.metadata(path) == {"step": 3}
     assert_equal_trees(checkpoint.restore(path, like), {"w": jnp.full(2, 3.0)})
-    assert len(list(path.glob("arrays-*"))) == 1  # the remains of the crash and the replaced arrays are gone
+    assert (
+        len(list(path.glob("arrays-*"))) == 1
+    )  # the remains of the crash and the replaced arrays are gone
 
 
 def test_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,18 +177,24 @@ def test_two_leaves_of_one_name_are_refused(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "base", {"a": {"b": 1.0}, "a/b": 2.0})
 
 
-def test_many_saves_are_silent_and_leave_no_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_saves_are_silent_and_leave_no_threads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = threading.active_count()
     with caplog.at_level(logging.INFO):
         for step in range(10):
             checkpoint.save(tmp_path / "base", {"w": jnp.ones(2)}, {"step": step})
             checkpoint.restore(tmp_path / "base", {"w": jnp.ones(2)})
     assert not caplog.records
-    assert threading.active_count() <= before + 4  # Orbax lets the last call's daemon threads linger
+    assert (
+        threading.active_count() <= before + 4
+    )  # Orbax lets the last call's daemon threads linger
 
 
 def test_files_of_a_large_checkpoint_are_small(tmp_path: Path) -> None:
-    tree = {"matrix": np.random.default_rng(0).normal(size=(4_000, 1_500)).astype(np.float32)}  # 24 MB
+    tree = {
+        "matrix": np.random.default_rng(0).normal(size=(4_000, 1_500)).astype(np.float32)
+    }  # 24 MB
     checkpoint.save(tmp_path / "large", tree)
     assert max(file.stat().st_size for file in (tmp_path / "large").rglob("*")) < 16e6
     assert_equal_trees(checkpoint.restore(tmp_path / "large", tree), tree)

@@ -1,4 +1,4 @@
-"""Programs side by side: each on one core, asked for only when there is room, and a failure that names its job."""
+"""Programs side by side: each on one core, when there is room; a failure names its job."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from internal_rl.jobs import Job, cores, run_on_cores
+from internal_rl.training.jobs import Job, cores, run_on_cores
 from tests.limits import HANG
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def python(name: str, program: str, log: Path | None = None) -> Job:
@@ -21,14 +21,20 @@ def python(name: str, program: str, log: Path | None = None) -> Job:
 
 
 def test_every_job_runs_on_a_core_of_its_own(tmp_path):
-    report = "import os; print(len(os.sched_getaffinity(0)), 'eigen=false' in os.environ['XLA_FLAGS'])"
+    report = (
+        "import os; print(len(os.sched_getaffinity(0)), 'eigen=false' in os.environ['XLA_FLAGS'])"
+    )
     asked, done, before = [], [], cores()
 
     def jobs():
         for index in range(len(before) + 2):
             assert len(asked) - len(done) < len(before)
             asked.append(index)
-            yield python(str(index), report if hasattr(os, "sched_getaffinity") else "", tmp_path / f"{index}.log")
+            yield python(
+                str(index),
+                report if hasattr(os, "sched_getaffinity") else "",
+                tmp_path / f"{index}.log",
+            )
 
     run_on_cores(jobs(), lambda job: done.append(job.name))
     assert sorted(done) == sorted(map(str, asked))
@@ -54,7 +60,11 @@ def test_no_job_outlives_the_call(tmp_path, ending):
             pytest.skip("one core: no second job beside the slow one")
         wait = f"while not pathlib.Path({str(mark)!r}).exists(): time.sleep(.05)"
         jobs.append(python("broken", f"import pathlib, time\n{wait}\nraise SystemExit(1)"))
-    program = f"from pathlib import Path; from internal_rl.jobs import Job, run_on_cores; run_on_cores({jobs!r})"
+    program = f"""
+from pathlib import Path
+from internal_rl.training.jobs import Job, run_on_cores
+run_on_cores({jobs!r})
+"""
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True)
     try:
         if ending == "SIGTERM":

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from internal_rl import checkpoint
 from internal_rl.config import OptimConfig
-from internal_rl.tracking import Tracker, read_metrics
-from internal_rl.train_loop import (
+from internal_rl.training import checkpoint
+from internal_rl.training.loop import (
     Interrupted,
     TrainState,
     init_state,
     interrupt_after,
-    make_optimiser,
     make_update,
     run,
     stop_flag,
 )
+from internal_rl.training.optimiser import make_optimiser
+from internal_rl.training.tracking import Tracker, read_metrics
 from tests.limits import HANG
 
 STEPS = 6
@@ -44,7 +44,9 @@ def update() -> Callable:
 
 @pytest.fixture
 def fresh() -> TrainState:
-    return init_state({"w": jnp.ones((2, 2))}, make_optimiser(OptimConfig(learning_rate=0.1), STEPS))
+    return init_state(
+        {"w": jnp.ones((2, 2))}, make_optimiser(OptimConfig(learning_rate=0.1), STEPS)
+    )
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def no_kill() -> Iterator[None]:
 
 
 class Inputs:
-    """Inputs as a pure function of the step; remembers which were asked for, and can disturb one."""
+    """Inputs as a pure function of the step; remembers which were asked for, can disturb one."""
 
     def __init__(self, disturb: dict[int, Callable[[], Any]] | None = None) -> None:
         self.asked: list[int] = []
@@ -87,7 +89,12 @@ def crash() -> None:
 
 
 def train(
-    update: Callable, state: TrainState, inputs: Inputs, tracker: Tracker, directory: Path, **settings: Any
+    update: Callable,
+    state: TrainState,
+    inputs: Inputs,
+    tracker: Tracker,
+    directory: Path,
+    **settings: Any,
 ) -> TrainState:
     defaults = {"log_every": 2, "checkpoint_every": 4} | settings
     common = {"stage": "pretrain", "steps": STEPS, "tracker": tracker, "directory": directory}
@@ -103,7 +110,9 @@ def logged(run_dir: Path) -> list[tuple[int, float]]:
 
 
 @pytest.fixture
-def uninterrupted(update: Callable, fresh: TrainState, tmp_path: Path) -> tuple[TrainState, list[tuple[int, float]]]:
+def uninterrupted(
+    update: Callable, fresh: TrainState, tmp_path: Path
+) -> tuple[TrainState, list[tuple[int, float]]]:
     with Tracker(tmp_path / "whole", wandb_mode="disabled") as tracker:
         state = train(update, fresh, Inputs(), tracker, tmp_path / "whole" / "pretrain")
     return state, logged(tmp_path / "whole")
@@ -121,7 +130,12 @@ def test_run_is_the_plain_loop(update: Callable, fresh: TrainState, uninterrupte
 
 @pytest.mark.parametrize("at", [0, 2, 4, 5])
 def test_a_stopped_run_goes_on_bit_for_bit(
-    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, uninterrupted: tuple, at: int
+    update: Callable,
+    fresh: TrainState,
+    tracker: Tracker,
+    tmp_path: Path,
+    uninterrupted: tuple,
+    at: int,
 ) -> None:
     directory = tmp_path / "pretrain"
     with pytest.raises(Interrupted, match=f"after step {at + 1} and saved"):
@@ -146,7 +160,12 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(
 
 @pytest.mark.parametrize(("every", "steps"), [(4, [4, 6]), (3, [3, 6]), (0, [6])])
 def test_evaluation_comes_every_so_often_and_at_the_end(
-    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, every: int, steps: list[int]
+    update: Callable,
+    fresh: TrainState,
+    tracker: Tracker,
+    tmp_path: Path,
+    every: int,
+    steps: list[int],
 ) -> None:
     asked = []
 
@@ -154,11 +173,18 @@ def test_evaluation_comes_every_so_often_and_at_the_end(
         asked.append(params)
         return {"valid_nll": float(params["w"][0, 0])}
 
-    settings = {"stage": "pretrain", "tracker": tracker, "directory": tmp_path / "pretrain", "log_every": 2}
+    settings = {
+        "stage": "pretrain",
+        "tracker": tracker,
+        "directory": tmp_path / "pretrain",
+        "log_every": 2,
+    }
     settings |= {"checkpoint_every": 4, "evaluate": evaluate, "evaluate_every": every}
     state, last = run(update, fresh, Inputs(), steps=STEPS, **settings)
     assert last == {"valid_nll": pytest.approx(float(state.params["w"][0, 0]))}
-    scores = [(line["step"], line["valid_nll"]) for line in read_metrics(tmp_path) if "valid_nll" in line]
+    scores = [
+        (line["step"], line["valid_nll"]) for line in read_metrics(tmp_path) if "valid_nll" in line
+    ]
     assert [step for step, _ in scores] == steps
     assert scores[-1][1] == pytest.approx(last["valid_nll"])
     assert len(asked) == len(steps)  # it may be slow: never twice for the same state
@@ -205,17 +231,22 @@ def test_update_reports_the_gradient_norm(update: Callable, fresh: TrainState) -
     assert state.step == 1
 
 
-# --- the optimiser ---------------------------------------------------------------------------------------
+# --- the optimiser ------------------------------------------------------------------------------
 
 
-def move(config: OptimConfig, gradient: float, steps: int = 1, total: int = 100) -> dict[str, float]:
+def move(
+    config: OptimConfig, gradient: float, steps: int = 1, total: int = 100
+) -> dict[str, float]:
     """Sum of `steps` updates of parameters that are all 1, under a constant gradient."""
     params = {
         "embedding": {"table": np.ones((1, 1))},
         "rest": {"matrix": np.ones((1, 1)), "vector": np.ones(1)},
     }
     optimiser = make_optimiser(config, total)
-    state, gradients = optimiser.init(params), jax.tree.map(lambda x: np.full_like(x, gradient), params)
+    state, gradients = (
+        optimiser.init(params),
+        jax.tree.map(lambda x: np.full_like(x, gradient), params),
+    )
     moved = jax.tree.map(np.zeros_like, params)
     update = jax.jit(optimiser.update)
     for _ in range(steps):
@@ -237,7 +268,7 @@ def test_the_embedding_may_have_its_own_undecayed_rate() -> None:
 
 
 def test_muon_steps_the_matrices_of_blocks_by_orthogonal_ones() -> None:
-    """Singular values of its step are about the rate, whatever the gradient's; the rest goes by AdamW."""
+    """Singular values of its step are about the rate, whatever the gradient's; else AdamW."""
     matrix = np.diag([1.0, 2.0, 4.0]).astype(np.float32)
     params = {
         "blocks": [{"kernel": matrix, "bias": np.ones(3)}],
@@ -257,11 +288,13 @@ def test_muon_steps_the_matrices_of_blocks_by_orthogonal_ones() -> None:
     decayed = make_optimiser(replace(settings, weight_decay=0.3), 10)
     shrunk, _ = jax.jit(decayed.update)(params, decayed.init(params), params)
     difference = shrunk["blocks"][0]["kernel"] - updates["blocks"][0]["kernel"]
-    np.testing.assert_allclose(difference, -0.1 * 0.3 * matrix, atol=1e-5)  # as AdamW would at its own rate
+    np.testing.assert_allclose(
+        difference, -0.1 * 0.3 * matrix, atol=1e-5
+    )  # as AdamW would at its own rate
 
 
 def test_gradients_are_clipped_before_adam() -> None:
-    """Seen in Adam's second moment: three equal gradients of norm 5 sqrt(3) become ones of norm 1."""
+    """Seen in Adam's second moment: three equal gradients of norm 5 sqrt(3) get norm 1."""
     params = {"w": np.ones(3)}
     optimiser = make_optimiser(OptimConfig(clip=1.0), 10)
     _, state = jax.jit(optimiser.update)({"w": np.full(3, 5.0)}, optimiser.init(params), params)
@@ -270,7 +303,9 @@ def test_gradients_are_clipped_before_adam() -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_its_final_share() -> None:
-    config = OptimConfig(learning_rate=1.0, weight_decay=0.0, clip=None, warmup_steps=4, final_fraction=0.1)
+    config = OptimConfig(
+        learning_rate=1.0, weight_decay=0.0, clip=None, warmup_steps=4, final_fraction=0.1
+    )
     after = [move(config, 1.0, steps, total=8)["vector"] for steps in range(1, 10)]
     rates = -np.diff([0.0, *after])
     cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(5) / 4)) / 2

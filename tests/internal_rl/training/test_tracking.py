@@ -11,10 +11,16 @@ from typing import Any
 
 import pytest
 
-from internal_rl import tracking
-from internal_rl.metrics import geometric_mean
-from internal_rl.tracking import METRICS, Tracker, UnknownMetricError, progress, read_metrics
-from internal_rl.train_loop import Interrupted
+from internal_rl.training import tracking
+from internal_rl.training.loop import Interrupted
+from internal_rl.training.metrics import geometric_mean
+from internal_rl.training.tracking import (
+    METRICS,
+    Tracker,
+    UnknownMetricError,
+    progress,
+    read_metrics,
+)
 from tests.limits import HANG
 
 
@@ -54,7 +60,9 @@ def test_log_writes_one_json_line(tmp_path: Path) -> None:
         tracker.log("pretrain", 50, {"nll": 1 / 3, "loss": float("nan")})
         tracker.log("internal_rl", 4096, {"success": 1, "return_mean": float("-inf")})
 
-    pretrain, rl = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    pretrain, rl = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert abs(pretrain.pop("time") - time.time()) < 60
     assert pretrain == {"stage": "pretrain", "step": 50, "seed": 3, "nll": 0.3333333, "loss": "nan"}
     assert rl["episodes"] == 4096
@@ -73,7 +81,9 @@ def test_every_stage_has_one_x_axis() -> None:
 
 def test_geometric_mean_of_rates() -> None:
     assert geometric_mean({"0>1": 0.0, "1>2": 1.0}) == pytest.approx(0.01)
-    assert geometric_mean({"start>0": 0.5, "0>1": 0.2}) == pytest.approx(0.2)  # pretraining shows the first leg
+    assert geometric_mean({"start>0": 0.5, "0>1": 0.2}) == pytest.approx(
+        0.2
+    )  # pretraining shows the first leg
     assert math.isnan(geometric_mean({}))
     assert math.isnan(geometric_mean({"start>0": 0.5}))
 
@@ -82,7 +92,9 @@ def test_unknown_metric_is_refused_and_nothing_is_written(tmp_path: Path) -> Non
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
         with pytest.raises(UnknownMetricError) as error:
             tracker.log("pretrain", 1, {"nll": 0.5, "nil": 0.5})
-        assert str(error.value) == ("unknown metric 'pretrain/nil': add it to METRICS in internal_rl/metrics.py")
+        assert str(error.value) == (
+            "unknown metric 'pretrain/nil': add it to METRICS in internal_rl/training/metrics.py"
+        )
     assert read_metrics(tmp_path) == []
 
 
@@ -112,12 +124,18 @@ def test_a_line_cut_off_by_a_kill_spoils_no_other(tmp_path: Path) -> None:
 
 def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     program = """
-import sys; from pathlib import Path; from internal_rl.tracking import Tracker
-with Tracker(Path(sys.argv[1]), wandb_mode="disabled", context={"seed": int(sys.argv[2])}) as tracker:
+import sys
+from pathlib import Path
+from internal_rl.training.tracking import Tracker
+
+directory, context = Path(sys.argv[1]), {"seed": int(sys.argv[2])}
+with Tracker(directory, wandb_mode="disabled", context=context) as tracker:
     for episodes in range(2000):
         tracker.log("internal_rl", episodes, {"success": 0.5, "updated": 1})
 """
-    workers = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path), seed]) for seed in "01"]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), seed]) for seed in "01"
+    ]
     assert [worker.wait(timeout=HANG) for worker in workers] == [0, 0]
 
     texts = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -135,8 +153,12 @@ def test_wandb_gets_stage_and_axis_in_the_names(tmp_path: Path, fake_run: FakeRu
     assert fake_run.exit_code == 0
 
 
-def test_forward_names_metrics_by_context_and_writes_no_line(tmp_path: Path, fake_run: FakeRun) -> None:
-    with Tracker(tmp_path / "worker", wandb_mode="disabled", context={"seed": 1, "policy": "gru"}) as worker:
+def test_forward_names_metrics_by_context_and_writes_no_line(
+    tmp_path: Path, fake_run: FakeRun
+) -> None:
+    with Tracker(
+        tmp_path / "worker", wandb_mode="disabled", context={"seed": 1, "policy": "gru"}
+    ) as worker:
         worker.log("internal_rl", 4096, {"success": 0.5, "updated": 1})
     assert not fake_run.points
 
@@ -170,10 +192,14 @@ def test_a_wandb_that_dies_does_not_stop_the_run(
     assert "BrokenPipeError: service died" in caplog.text
 
 
-def test_a_stop_while_wandb_is_called_is_no_failure_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_while_wandb_is_called_is_no_failure_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = FakeRun()
     monkeypatch.setattr(tracking, "_init_wandb", lambda *_: run)
-    monkeypatch.setattr(run, "log", lambda _: (_ for _ in ()).throw(Interrupted("time_limit=1 s is over")))
+    monkeypatch.setattr(
+        run, "log", lambda _: (_ for _ in ()).throw(Interrupted("time_limit=1 s is over"))
+    )
     with pytest.raises(Interrupted), Tracker(tmp_path, wandb_mode="offline") as tracker:
         tracker.log("pretrain", 1, {"nll": 1.0})
     assert run.exit_code == 1
@@ -211,7 +237,10 @@ def test_auto_mode_looks_for_wandb_in_netrc(
 
 
 def test_offline_wandb_needs_no_network_and_no_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_wandb_key: None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    no_wandb_key: None,
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     picture = tmp_path / "picture.gif"
@@ -227,7 +256,9 @@ def test_offline_wandb_needs_no_network_and_no_key(
     records = list((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{ids[0]}.wandb"))
     assert records
     assert b"pretrain/nll" in records[0].read_bytes()
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/videos/pretrain/walk*.gif"))
+    assert list(
+        (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/videos/pretrain/walk*.gif")
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -239,7 +270,9 @@ def test_media_checks_its_file(tmp_path: Path) -> None:
             tracker.media("pretrain", "curve", tmp_path / "curve.png")
 
 
-def test_progress_without_a_terminal_prints_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_terminal_prints_few_plain_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with progress(1000, "pretrain", initial=200) as display:
         for _ in range(80):
             display.update(10, nll=0.51239)

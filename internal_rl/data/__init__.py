@@ -1,0 +1,1 @@
+"""Datasets of expert episodes, and how they are cut into batches."""

@@ -1,0 +1,219 @@
+"""What the files of a run say, as numbers and sentences."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from internal_rl.report.figures import ALGORITHMS, MissingDataError, Summary
+from internal_rl.training.tracking import read_metrics
+
+# Median success relative to the expert's: from the first a task counts as solved, below the second
+# as unsolved.
+SOLVED = 0.6
+UNSOLVED = 0.1
+CLEARLY_WORSE = 0.1  # nats: the permuted z must cost this much more than the base model
+NO_VALUE = "\N{EN DASH}"
+
+
+class NotARunError(ValueError):
+    """The directory does not hold a run."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the files of a run directory say.
+
+    summary: {} until the pipeline has written it.
+    lines: those of metrics.jsonl.
+    """
+
+    directory: Path
+    summary: Summary = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def part(self, name: str) -> Summary:
+        """A dict of the summary, {} where it is absent."""
+        return self.summary.get(name) or {}
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Content of an .npz file; raises MissingDataError where it is absent or cut off."""
+        try:
+            with np.load(self.directory / name, allow_pickle=False) as file:
+                return dict(file)
+        except FileNotFoundError:
+            raise MissingDataError(f"no {name}") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise MissingDataError(f"{name} cannot be read ({error})") from error
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read summary.json and metrics.jsonl of a run, finished or not.
+
+    Raises NotARunError where there is neither, or where the summary is not JSON.
+    """
+    summary = run_dir / "summary.json"
+    if not summary.exists() and not (run_dir / "metrics.jsonl").exists():
+        raise NotARunError(
+            f"{run_dir} is not a run directory: no summary.json and no metrics.jsonl in it"
+        )
+    try:
+        content = json.loads(summary.read_text()) if summary.exists() else {}
+    except json.JSONDecodeError as error:
+        raise NotARunError(
+            f"{summary} is not JSON ({error}); run the report stage again"
+        ) from error
+    return RunRecord(run_dir, content, read_metrics(run_dir))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A value with so many decimals; a dash where there is none."""
+    return NO_VALUE if value is None else f"{value:.{digits}f}"
+
+
+def _outcome(record: RunRecord, stage: str) -> str | None:
+    """'0.926 (median of 3 seeds, quartiles 0.90 to 0.95)', None before the first test."""
+    success = record.part(stage).get("success") or []
+    if not success:
+        return None
+    low, median, high = np.quantile(success, [0.25, 0.5, 0.75])
+    if len(success) == 1:
+        return f"{median:.3f} (1 seed)"
+    return f"{median:.3f} (median of {len(success)} seeds, quartiles {low:.3f} to {high:.3f})"
+
+
+def verdict(record: RunRecord) -> str:
+    """The run in one sentence."""
+    internal = _outcome(record, "internal_rl")
+    raw = _outcome(record, "raw_rl")
+    if internal is None and raw is None:
+        return "This run holds no reinforcement learning result yet."
+
+    # The two rates, and after how many episodes.
+    known = record.part("internal_rl") or record.part("raw_rl")
+    episodes = known.get("episodes")
+    task = known.get("task", "of the run")
+    budget = f" after {episodes:,} episodes per seed" if episodes else ""
+    numbers = (
+        f"on task {task} internal RL succeeds at a rate of {internal or 'nothing yet (not run)'}, "
+        f"raw-action RL at {raw or 'nothing yet (not run)'}{budget}."
+    )
+    if internal is None or raw is None:
+        return numbers[0].upper() + numbers[1:]
+
+    # What they come to, relative to an expert that may not be perfect.
+    ours = float(np.median(record.part("internal_rl")["success"]))
+    theirs = float(np.median(record.part("raw_rl")["success"]))
+    best = record.part("expert").get("success_posttraining", 1.0)
+    if ours >= SOLVED * best and theirs < UNSOLVED * best:
+        return f"Internal RL solves a sparse task that raw-action RL does not: {numbers}"
+    if ours > theirs:
+        return f"Internal RL does better than raw-action RL, short of a clear separation: {numbers}"
+    return f"Internal RL does not beat raw-action RL here: {numbers}"
+
+
+def cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    """(value, what it is, its yardstick) of the headline numbers that the run holds."""
+    base = record.part("base")
+    found = record.part("discovery")
+    supervised = record.part("controllers")
+
+    # The base model: how well it infers the hidden task.
+    if base.get("nll") is not None:
+        bayes = number(base.get("bayes_nll"))
+        oracle = number(base.get("oracle_nll"))
+        yield (
+            number(base["nll"]),
+            "base model's action NLL",
+            f"Bayes-optimal {bayes}, oracle {oracle}",
+        )
+
+    # The switch: whether it opens where the expert's subgoal changes, and is open or shut.
+    if found.get("switch_f1") is not None:
+        rate = number(found.get("switch_rate"))
+        true_rate = number(found.get("true_switch_rate"))
+        chance = f"random switches of the same rate {number(found.get('random_f1'))}"
+        yield (
+            number(found["switch_f1"]),
+            "F1 of switches",
+            f"{chance}; switch rate {rate}, true {true_rate}",
+        )
+    if found.get("nll_hard") is not None:
+        soft = f"beta as it is {number(found.get('nll'))}; a wide gap means that codes are mixed"
+        yield number(found["nll_hard"]), "NLL with a hard switch, as RL has it", soft
+    if found.get("mid_share") is not None:
+        share = f"{found['mid_share']:.1%}"
+        yield share, "of \N{GREEK SMALL LETTER BETA} in the middle", "0 if quasi-binary"
+
+    # The latent: whether the steered base model uses it.
+    if found.get("nll_permuted") is not None and found.get("base_nll") is not None:
+        alone = number(found["base_nll"])
+        bar = number(found["base_nll"] + CLEARLY_WORSE)
+        yardstick = f"base {alone}; z is in use if clearly worse, above {bar}"
+        yield number(found["nll_permuted"]), "NLL under permuted z", yardstick
+
+    # Supervised controllers: whether the residual stream can be steered at all.
+    if supervised.get("success") is not None:
+        success = number(supervised["success"])
+        yield success, "success of supervised controllers", "0.5 to 0.7 in the paper"
+
+
+def accuracies(record: RunRecord) -> str:
+    """What the nearest neighbour says about the codes, as sentences."""
+    measured = record.part("discovery").get("code_accuracy") or {}
+    if measured.get("place") == measured.get("subgoal"):  # on a single map they are the same
+        measured = {"subgoal": measured.get("subgoal") or {}}
+
+    sentences = []
+    for label, scores in measured.items():
+        if scores.get("all") is None:
+            continue
+        ordinals = sorted(filter(str.isdigit, scores), key=int)
+        by_order = ", ".join(number(scores[ordinal], 2) for ordinal in ordinals)
+        detail = f" ({by_order} for the first, second, ... of an episode)" if by_order else ""
+        sentences.append(
+            f" Nearest neighbour finds the {label} with accuracy {number(scores['all'], 2)}"
+            f"{detail}; chance {number(scores.get('chance'), 2)}."
+        )
+    return "".join(sentences)
+
+
+def before(record: RunRecord) -> str:
+    """Success before training, as a sentence."""
+    parts = []
+    for stage, (label, _) in ALGORITHMS.items():
+        success = record.part(stage).get("before")
+        if success is not None and np.size(success):
+            parts.append(f"{label} {np.median(success):.4f}")
+    return f" Before training: {', '.join(parts)}." if parts else ""
+
+
+def untrained(record: RunRecord) -> str:
+    """How often the policy succeeds before RL, as a sentence."""
+    found = record.part("discovery").get("untrained")
+    if not found:
+        return ""
+    successes = f"{found['successes']:,}"
+    episodes = f"{found['episodes']:,}"
+    return f" Before RL the policy succeeded in {successes} of {episodes} episodes of the task."
+
+
+def recorded_episode(record: RunRecord) -> str:
+    """What the animation shows; empty where no episode has been recorded."""
+    try:
+        rollout = record.arrays("rollout.npz")
+    except MissingDataError:
+        return ""
+    succeeded = bool(rollout["success"])
+    choice = "the first success" if succeeded else "an episode without success, as all were,"
+    return (
+        f"A yellow border and a yellow mark on the timeline say that the switch opened and the "
+        f"policy chose a new latent: {int(rollout['switch'].sum())} decisions for "
+        f"{len(rollout['index']) - 1} steps (the temporally abstract control of Fig. 8). The strip "
+        f"is the task, which the agent does not see. Shown is {choice} among fresh episodes of the "
+        f"first seed's policy."
+    )

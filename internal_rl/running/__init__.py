@@ -1,0 +1,1 @@
+"""How a run is composed, started, resumed and reused."""

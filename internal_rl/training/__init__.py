@@ -1,0 +1,1 @@
+"""What every training needs: loop, optimiser, checkpoints, metrics, parallel processes."""
