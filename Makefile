@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 RUNS := $(or $(INTERNAL_RL_RUNS),runs)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart reproduce-grid held-out ant ant-expert grid-paper smoke test test-slow lint types lock clean
+.PHONY: help setup quickstart reproduce-grid held-out ant ant-expert grid-paper smoke test test-slow lint types docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,10 @@ lint: setup  ## style and formatting
 
 types: setup  ## static types
 	$(PY) -m basedpyright
+
+docs: setup  ## the documentation as a site, in build/site; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+	@echo "build/site/index.html"
 
 lock:  ## pin pyproject.toml in requirements.txt (needs uv; newer versions: ARGS=--upgrade)
 	@command -v uv >/dev/null || { echo "error: uv is not installed: pip install uv" >&2; exit 1; }
