@@ -15,39 +15,6 @@ from prose import escape
 SOURCE = Path("internal_rl/config.py")  # in the repository
 ROOT = "Config"  # the dataclass that holds all others
 
-# What names mean in every group; a comment in the source says what differs, and takes precedence.
-COMMON = {
-    "b1": "decay per step of AdamW's mean of the gradients",
-    "b2": "decay per step of AdamW's mean of the squared gradients",
-    "batch_size": "examples per gradient step",
-    "clip": "PPO's epsilon: how far the ratio of probabilities may leave 1",
-    "encoder_width": "hidden units of the encoder",
-    "entropy": "weight of the entropy bonus",
-    "epochs": "passes over the data of an update",
-    "experiment_name": "name of the preset; part of the default `run_dir`",
-    "gae_lambda": "lambda of the generalised advantage estimate",
-    "gamma": "discount per step",
-    "hypernetwork_bias": "whether the hypernetwork has biases",
-    "hypernetwork_width": "hidden units of the hypernetwork, which turns a latent into U",
-    "keep_steps": "gradient steps of the second fit, of the components that are kept",
-    "learning_rate": "step size of the optimiser, at its highest",
-    "minibatches": "gradient steps per pass, each on its share of the data",
-    "mlp_width": "hidden units of an MLP",
-    "name": "name under which the world is registered",
-    "num_ants": "ants that are simulated at once",
-    "num_heads": "blocks of Hawk's gates",
-    "num_seeds": "RL seeds per algorithm",
-    "project": "project in W&B",
-    "rank": "rank of a controller's linear map",
-    "steps": "gradient steps",
-    "switch_width": "hidden units of the switch",
-    "test_episodes": "episodes of the final test",
-    "valid_every": "gradient steps between evaluations on held-out episodes",
-    "value_weight": "weight of the critic's loss",
-    "warmup_steps": "gradient steps of linear warm-up of the learning rate",
-    "width": "units of the recurrent block",
-}
-
 HEAD = """# Settings
 
 Every setting is declared once, in `internal_rl/config.py`, from which this page is made. The
@@ -122,7 +89,7 @@ class _Reader:
     def setting(self, node: ast.AnnAssign) -> Setting:
         name, kind = ast.unparse(node.target), ast.unparse(node.annotation)
         value, limit = self.value_and_limit(node.value)
-        meaning = self.comment(node) or COMMON.get(name, "")
+        meaning = self.comment(node)
         if kind in self.classes:
             return Setting(name, kind, self.changes(kind, value), meaning, limit, kind)
         kind = kind.replace(" | None", "&nbsp;or&nbsp;null")
