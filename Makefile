@@ -73,14 +73,21 @@ lint: setup  ## style and formatting
 types: setup  ## static types
 	$(PY) -m basedpyright
 
-docs: setup  ## the documentation as a site, in build/site; a dead link is an error
+docs: $(VENV)/.docs  ## the documentation as a site, in build/site; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 	@echo "build/site/index.html"
 
-lock:  ## pin pyproject.toml in requirements.txt (needs uv; newer versions: ARGS=--upgrade)
+# What makes the site is as large as the rest of the tools: nothing else installs it.
+$(VENV)/.docs: $(INSTALLED) docs/site/requirements.txt
+	$(PY) -m pip install --disable-pip-version-check --no-compile --require-hashes -r docs/site/requirements.txt
+	@touch $@
+
+lock:  ## pin pyproject.toml in requirements.txt, and the site's tools (needs uv; newer versions: ARGS=--upgrade)
 	@command -v uv >/dev/null || { echo "error: uv is not installed: pip install uv" >&2; exit 1; }
 	uv pip compile pyproject.toml --extra dev --extra search --universal --python-version 3.11 --generate-hashes --no-header \
 	  --quiet --output-file requirements.txt $(ARGS)
+	uv pip compile docs/site/requirements.in --constraint requirements.txt --universal --python-version 3.11 --generate-hashes \
+	  --no-header --quiet --output-file docs/site/requirements.txt $(ARGS)
 
 clean:  ## remove .venv and caches; keeps runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from jax.lax import Precision
 from envs.gridworld import GridWorld
 from internal_rl.config import Config
 from internal_rl.models.backbone import Backbone, episode_starts
+from internal_rl.run import Run
 from internal_rl.run import save_config as save
 from internal_rl.running import cli, worker
 from internal_rl.stages import reinforce
@@ -68,7 +69,9 @@ def test_a_worker_computes_as_its_run_says(
 def test_an_evaluation_computes_as_its_run_says(
     config: Config, tmp_path: Path, precision: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save(replace(config, matmul_precision="high"), tmp_path / "config.json")
+    run = Run(replace(config, matmul_precision="high"), tmp_path)
+    save(run.config, tmp_path / "config.json")
+    run.finish("internal_rl_0", {})
     start(monkeypatch, "evaluate", str(tmp_path))  # which then misses the models
     assert precision() == {HIGH}
 
