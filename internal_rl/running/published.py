@@ -74,10 +74,21 @@ def overrides_then(config: Json, commit: str) -> list[str] | None:
         return None
     with TemporaryDirectory() as folder:
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+        _rename_keys(Path(folder))
         try:
             return overrides(config, Path(folder) / CONF.name)
         except ConfigError:
             return None
+
+
+def _rename_keys(folder: Path) -> None:
+    """Give the keys of the presets in a folder the names that they have today."""
+    for path in folder.rglob("*.yaml"):
+        text = path.read_text()
+        for old, new in RENAMED.items():
+            name = old.rpartition(".")[2]
+            text = re.sub(rf"\b{name}:", f"{new.rpartition('.')[2]}:", text)
+        path.write_text(text)
 
 
 def history(config: Json, commits: str) -> str:
