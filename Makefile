@@ -1,27 +1,30 @@
-# Every target sets up .venv first, once; only Python 3.11+, pip, venv and make are needed beforehand.
+# Every target sets up .venv first, once; only Python 3.11+, pip, venv and make are needed before.
 # ARGS is passed on: make quickstart ARGS="seed=1", make test ARGS="-k hawk".
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --no-compile --require-hashes
 RUNS := $(or $(INTERNAL_RL_RUNS),runs)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart reproduce-grid held-out ant ant-expert grid-paper smoke test test-slow lint types docs lock clean
+.PHONY: help setup quickstart reproduce-grid held-out ant ant-expert grid-paper smoke test \
+  test-slow lint types docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED)  ## create .venv with the pinned packages, and internal_rl and envs importable
 
-# The .pth file puts this directory on the path of .venv: an editable install that needs no build backend.
+# The .pth file puts this directory on the path of .venv: an editable install without a build
+# backend.
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
 	  echo "Name a newer one: PYTHON=python3.12 make $(or $(MAKECMDGOALS),setup)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check --no-compile --require-hashes -r requirements.txt
+	$(PIP_INSTALL) -r requirements.txt
 	@$(PY) -c 'import os, sysconfig; site = sysconfig.get_path("purelib"); \
 	  open(os.path.join(site, "internal_rl.pth"), "w").write(os.path.relpath(".", site) + "\n")'
 	@touch $@
@@ -29,14 +32,14 @@ $(INSTALLED): requirements.txt
 quickstart: setup  ## the whole pipeline on the small grid world
 	$(PY) scripts/pipeline.py experiment=quickstart $(ARGS)
 
-# $(call runs,experiment,seeds,folder): one run a seed, each resumed where it stopped.
+# $(call runs,experiment,seeds,folder): one run per seed, each resumed where it stopped.
 runs = @for seed in $(2); do \
 	  echo "== $(1), seed $$seed"; \
 	  $(PY) scripts/pipeline.py experiment=$(1) seed=$$seed run_dir="$(RUNS)/$(3)/$(1)-$$seed" $(ARGS) || exit 1; \
 	done
 
 # Pages come last: they change the tree, and what is made from a changed tree cannot be published.
-reproduce-grid: setup  ## one map and random layouts on seeds never used before, and their pages; call again to resume
+reproduce-grid: setup  ## one map and random layouts on unused seeds, and their pages; resumes
 	$(call runs,one_map,200 201 202,one_map)
 	$(call runs,random,300,random)
 	$(call runs,random_walls,313,random)
@@ -50,7 +53,7 @@ held-out: setup  ## the quickstart on five held-out maps, and their table; call 
 ant: setup  ## the whole pipeline on the ant (two to three hours of two cores); call again to resume
 	$(PY) scripts/pipeline.py experiment=ant_small $(ARGS)
 
-ant-expert: setup  ## train the ant's expert anew, which comes trained (forty minutes of two cores); resumes
+ant-expert: setup  ## train the ant's expert anew (forty minutes of two cores); resumes
 	$(PY) scripts/expert.py $(ARGS)
 
 grid-paper: setup  ## nine minutes of the paper's full-size run (for a GPU); call again to go on
@@ -79,15 +82,16 @@ docs: $(VENV)/.docs  ## the documentation as a site, in build/site; a dead link 
 
 # What makes the site is as large as the rest of the tools: nothing else installs it.
 $(VENV)/.docs: $(INSTALLED) docs/site/requirements.txt
-	$(PY) -m pip install --disable-pip-version-check --no-compile --require-hashes -r docs/site/requirements.txt
+	$(PIP_INSTALL) -r docs/site/requirements.txt
 	@touch $@
 
-lock:  ## pin pyproject.toml in requirements.txt, and the site's tools (needs uv; newer versions: ARGS=--upgrade)
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
+
+lock:  ## pin pyproject.toml and the site's tools (needs uv; newer versions: ARGS=--upgrade)
 	@command -v uv >/dev/null || { echo "error: uv is not installed: pip install uv" >&2; exit 1; }
-	uv pip compile pyproject.toml --extra dev --extra search --universal --python-version 3.11 --generate-hashes --no-header \
-	  --quiet --output-file requirements.txt $(ARGS)
-	uv pip compile docs/site/requirements.in --constraint requirements.txt --universal --python-version 3.11 --generate-hashes \
-	  --no-header --quiet --output-file docs/site/requirements.txt $(ARGS)
+	$(COMPILE) pyproject.toml --extra dev --extra search --output-file requirements.txt $(ARGS)
+	$(COMPILE) docs/site/requirements.in --constraint requirements.txt \
+	  --output-file docs/site/requirements.txt $(ARGS)
 
 clean:  ## remove .venv and caches; keeps runs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -272,7 +272,7 @@ def transitions_row(shared: Shared) -> Row:
         shared.base_params
         + shared.meta_params
         + shared.factors
-        + max(episodes, config.reinforce.batch_size) * shared.playing,
+        + config.reinforce.batch_size * shared.playing,  # so many are played at a time
     )
 
 
