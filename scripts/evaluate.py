@@ -49,15 +49,7 @@ def main() -> None:
             )
 
         # Every RL seed plays the same episodes.
-        seeds = range(run.config.reinforce.num_seeds)
-        if all(run.result(f"{algorithm}_{seed}") is None for seed in seeds):
-            raise ConfigError(
-                f"{arguments.run_dir}: no seed of {algorithm} has finished; "
-                "run scripts/reinforce.py with the run's settings first"
-            )
-        runtime.use_matmul_precision(run.config.matmul_precision)
-        rollout = run.post_models.rollout(algorithm)
-        for rl_seed in seeds:
+        for rl_seed in range(run.config.reinforce.num_seeds):
             if run.result(f"{algorithm}_{rl_seed}") is None:
                 print(f"{algorithm} seed {rl_seed}: not finished")
                 continue
