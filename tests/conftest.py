@@ -18,6 +18,11 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+# Files of minutes, the longest first.
+LONG = ("test_pipeline.py", "test_ant_paper.py", "test_grid_paper.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: the processes that share the tests then end together."""
-    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+    """The long files first: the processes that share the tests then end together."""
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
