@@ -550,6 +550,7 @@ def test_dataset_of_the_run_verifies(run_dir):
 def test_bad_settings_end_before_any_work(tmp_path):
     for override, message in (
         ("model.mixer=lstm", "model.mixer='lstm' is not one of"),
+        ("until=nowhere", "until='nowhere' is not one of collect, pretrain"),
         ("env.num_colours=40", "do not fit on 4 x 4 cells"),
         ("env.tasks=ring", "env.tasks='ring' is not a task set"),
     ):

@@ -64,9 +64,10 @@ def run_stage_script(*stages: str) -> None:
     def work(config: Config) -> None:
         from internal_rl import stages as registry
         from internal_rl.running.pipeline import run_stages
-        from internal_rl.running.start import open_run
+        from internal_rl.running.start import check_until, open_run
         from internal_rl.training.loop import interrupt_after
 
+        check_until(config)
         if config.dry_run:
             from internal_rl.running.dry_run import describe
 
