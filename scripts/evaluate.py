@@ -49,6 +49,8 @@ def main() -> None:
             )
 
         # Every RL seed plays the same episodes.
+        runtime.use_matmul_precision(run.config.matmul_precision)
+        rollout = run.post_models.rollout(algorithm)
         for rl_seed in range(run.config.reinforce.num_seeds):
             if run.result(f"{algorithm}_{rl_seed}") is None:
                 print(f"{algorithm} seed {rl_seed}: not finished")
