@@ -5,6 +5,7 @@ Fresh models are functions of the configuration; `TrainedModels` reads what the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -123,14 +124,14 @@ class TrainedModels:
         """
         if algorithm == "raw_rl":
             return Actor(self.base())
-        policy = fresh_policy(self.config, self._proposal_module(), nnx.Rngs(0))
+        policy = fresh_policy(self.config, self._proposal_module, nnx.Rngs(0))
         return Actor(Model.of(policy), self.steered_base(), self.metacontroller())
 
     def policy_initialiser(self, actor: Actor) -> Callable[[Array], Params]:
         """A pure function of a key: the parameters of the actor's policy before RL."""
         if actor.metacontroller is None:
             return lambda key: actor.policy.params
-        proposal = self._proposal_module()
+        proposal = self._proposal_module
 
         def initial(key: Array) -> Params:
             policy = fresh_policy(self.config, proposal, nnx.Rngs(key))
@@ -155,6 +156,7 @@ class TrainedModels:
         """The agent of a finished RL seed in `env`."""
         return Agent(self.trained_actor(algorithm, rl_seed), self.rollout(algorithm))
 
+    @cached_property
     def _proposal_module(self) -> Proposal | None:
         model = self.proposal()
         return None if model is None else model.module()

@@ -21,11 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from internal_rl import config
 from internal_rl.training import checkpoint
 
 CLOCK = ("seconds", "time", "_per_second", "made_by", "commit", "versions", "device", "sha256")
 PATHS = ("run_dir", "reuse")
-RENAMED = {"experts": "components", "train_experts": "train_components"}  # of config.json
+# Of config.json, without the group.
+RENAMED = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in config.RENAMED.items()}
 
 
 def content(run: Path) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def _rates(run: Run) -> dict[str, dict[str, dict[str, float]]]:
 
     # The pretrained base for "base", else the models that RL acts through, with its gain.
     trained = run.models
-    proposal = trained.proposal()
+    fitted = proposal = trained.proposal()
     if proposal is not None:
         gain = config.policy.gain
         params = proposal.params
@@ -324,12 +324,12 @@ def _rates(run: Run) -> dict[str, dict[str, dict[str, float]]]:
     models = Models(
         trained.steered_base(), trained.metacontroller(), proposal, trained.controllers()
     )
-    pretrained = models._replace(base=trained.base())
+    pretrained = models._replace(base=trained.base()) if config.discover.cotrain else models
 
     # Rates are among the trials that reached the subgoal before the leg.
     result: dict[str, dict[str, dict[str, float]]] = {"held": {}, "redrawn": {}, "trials": {}}
     player = cache(lambda steering: make_player(env, steering, config.reinforce.batch_size))
-    for source, (steering, latents) in _sources(run, goal).items():
+    for source, (steering, latents) in _sources(run, goal, fitted).items():
         chosen_models = pretrained if source == "base" else models
         reached, made, held = player(steering)(chosen_models, latents, prefix, keys)
         for number, each in enumerate(legs):
@@ -343,8 +343,13 @@ def _rates(run: Run) -> dict[str, dict[str, dict[str, float]]]:
     return result
 
 
-def _sources(run: Run, goal: np.ndarray) -> dict[Source, tuple[Steering, Latents]]:
-    """What each source draws for trials with these goals [B]."""
+def _sources(
+    run: Run, goal: np.ndarray, proposal: Model[Proposal] | None
+) -> dict[Source, tuple[Steering, Latents]]:
+    """What each source draws for trials with these goals [B].
+
+    proposal: as it was fitted, without RL's gain.
+    """
     # The codes of held-out episodes that discovery has left, with their true subgoals.
     config = run.config
     tasks = run.env.tasks
@@ -387,7 +392,7 @@ def _sources(run: Run, goal: np.ndarray) -> dict[Source, tuple[Steering, Latents
         "first_code": ("codes", Latents(first, nobody)),
         "start": ("codes", start),
     }
-    if (proposal := run.models.proposal()) is not None:
+    if proposal is not None:
         weight = np.exp(np.asarray(proposal.params["log_weight"], np.float64))
         drawn = rng.choice(len(weight), shape, p=weight / weight.sum())
         named = np.repeat(run.models.matches().argmax(0)[goal][:, None], REDRAWS, 1)
