@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -417,6 +418,8 @@ def test_diagnostics_tell_the_pretrained_model_from_a_cotrained_one(run_dir):
 
 def test_transitions_of_the_base_alone_are_those_of_the_pretrained_one(run_dir, monkeypatch):
     run = load_run(run_dir)
+    discover = replace(run.config.discover, cotrain=True)
+    run = replace(run, config=replace(run.config, discover=discover))
     pretrained = run.models.base()
     cotrained = jax.tree.map(lambda x: 1.5 * x, pretrained)
     monkeypatch.setattr(TrainedModels, "steered_base", lambda _: cotrained)
