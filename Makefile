@@ -10,7 +10,7 @@ RUNS := $(or $(INTERNAL_RL_RUNS),runs)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart reproduce-grid held-out ant ant-expert grid-paper smoke test \
-  test-slow lint types docs lock clean
+  test-faults test-slow lint types docs lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,9 @@ smoke: setup  ## every stage of the pipeline for a few steps, in a temporary dir
 
 test: setup  ## the tests that take seconds
 	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-faults: setup  ## the tests that break runs: kills, full disks, damaged files
+	$(PY) -m pytest -m faults --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow $(ARGS)
