@@ -20,7 +20,11 @@ RENAMED = {
 Value = TypeVar("Value")
 
 
-class ConfigError(ValueError):
+class RunError(Exception):
+    """What whoever runs the program can mend: the message is one line that says how."""
+
+
+class ConfigError(RunError, ValueError):
     """A configuration that cannot be run; the message names the key and the remedy."""
 
 

@@ -16,12 +16,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from internal_rl.config import RunError
+
 PARTIAL = ".partial"  # how the name of a file ends that is being written
 SEAL = "sha256"  # the key that holds a file's hash of everything else in it
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings: JSON has none
 
 
-class FileError(Exception):
+class FileError(RunError):
     """A file that is missing, damaged or cannot be written; the message names file and remedy."""
 
 

@@ -1,0 +1,76 @@
+"""How a program is asked to stop, and what it answers: one exception, one exit status.
+
+SIGTERM and SIGUSR1 (what Slurm sends before it ends a job), Ctrl-C and the time limit: a training
+loop saves and ends, anything else ends at once. The same command continues.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+STOPPED = 3  # exit status of a program that was asked to stop, and can be continued
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop and has saved its state; the same command continues it.
+
+    Not an Exception: a time limit that fires while W&B is being called must not pass for a failure
+    of W&B.
+    """
+
+
+class StopFlag:
+    """`requested` turns True when the process is asked to stop."""
+
+    requested = False
+
+
+def end_at_signals() -> None:
+    """From here on SIGTERM and SIGUSR1 raise Interrupted. Does nothing but in the main thread."""
+
+    def interrupt(number: int, _: object) -> None:
+        name = signal.Signals(number).name
+        raise Interrupted(f"stopped by {name}; run the same command to continue")
+
+    _handle(SIGNALS, interrupt)
+
+
+def interrupt_after(seconds: float) -> None:
+    """Stop this process after `seconds`.
+
+    A loop saves and ends with Interrupted, anything else ends with it at once.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted(f"time_limit={seconds:g} s is over; run the same command to continue")
+
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """Turns the signals, Ctrl-C and the time limit into a flag while it is open.
+
+    Only the main thread can be asked: elsewhere the flag stays False.
+    """
+    flag = StopFlag()
+
+    def request(*_: object) -> None:
+        flag.requested = True
+
+    former = _handle((*SIGNALS, signal.SIGINT, signal.SIGALRM), request)
+    try:
+        yield flag
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _handle(numbers: tuple[int, ...], handler: Callable[..., None]) -> dict[int, object]:
+    """Set a handler in the main thread; returns the former ones."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in numbers}
