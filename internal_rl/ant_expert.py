@@ -25,8 +25,8 @@ from internal_rl import streams
 from internal_rl.config import ExpertConfig
 from internal_rl.models.distributions import Gaussian
 from internal_rl.objectives import clipped_surrogate, masked_mean
-from internal_rl.training import loop as training
-from internal_rl.training.loop import Metrics
+from internal_rl.training import files, loop
+from internal_rl.training.loop import Keeping, Metrics
 from internal_rl.training.optimiser import make_optimiser
 from internal_rl.training.tracking import Tracker
 
@@ -61,7 +61,7 @@ class Transition:
 
 @struct.dataclass
 class LearnerState:
-    """Everything that a resumed training needs.
+    """What learns.
 
     params: of "actor" and "critic".
     optimiser: its state.
@@ -81,6 +81,19 @@ class LearnerState:
     def std(self) -> jax.Array:
         """Standard deviation of the features."""
         return jnp.sqrt(jnp.maximum(self.square - self.mean**2, 1e-4))
+
+
+@struct.dataclass
+class Training:
+    """Everything that a resumed training needs.
+
+    learner: networks and optimiser.
+    ants, plans: one episode per ant, wherever it is, and its solved layout.
+    """
+
+    learner: LearnerState
+    ants: AntState
+    plans: AntPlan
 
 
 def advantages(
@@ -312,25 +325,26 @@ class ExpertTrainer:
 
 
 def train(
-    config: ExpertConfig, world: AntWorld, seed: int, run_dir: Path, tracker: Tracker
+    config: ExpertConfig,
+    world: AntWorld,
+    seed: int,
+    run_dir: Path,
+    tracker: Tracker,
+    keeping: Keeping,
 ) -> dict[str, float]:
     """Train the expert and write it to expert.npz; returns the last metrics.
 
-    Resumes from its checkpoint; the ants start new episodes then.
+    Resumes from its checkpoint, the ants where they were.
     """
     trainer = ExpertTrainer(config, world, seed)
     steps_per_update = config.num_ants * config.unroll
-    ants: tuple[AntState, AntPlan] | None = None
     scores: dict[str, float] = {}
 
     # An update: play with the ants where they are, then learn.
-    def advance(learner: LearnerState, update: int) -> tuple[LearnerState, Metrics]:
-        nonlocal ants
-        if ants is None:
-            ants = trainer.fresh(1_000_000_000 + update)
-        state, plan, steps = trainer.unroll(learner, *ants)
-        ants = state, plan
-        return trainer.learn(learner, steps)
+    def advance(training: Training, update: int) -> tuple[Training, Metrics]:
+        state, plan, steps = trainer.unroll(training.learner, training.ants, training.plans)
+        learner, metrics = trainer.learn(training.learner, steps)
+        return Training(learner, state, plan), metrics
 
     # Metrics are by control steps of all ants.
     def log(done: int, metrics: Metrics, speed: float) -> dict[str, str]:
@@ -339,17 +353,18 @@ def train(
         tracker.log("expert", done * steps_per_update, scores | steps_per_second)
         return {"velocity": f"{scores['velocity']:.2f}"}
 
-    training.train(
+    loop.train(
         advance,
-        trainer.init(),
+        Training(trainer.init(), *trainer.fresh(1_000_000_000)),
         stage="expert",
         steps=trainer.updates,
         running=run_dir / "expert" / "running",
-        position=lambda learner: int(learner.update),
+        position=lambda training: int(training.learner.update),
         log=log,
         log_every=1,
-        checkpoint_every=50,
-        saved=lambda learner: export(learner, run_dir / "expert.npz"),
+        keeping={**keeping, "checkpoint_every": 50},
+        resumed=lambda done: tracker.rewind("expert", done * steps_per_update),
+        saved=lambda training: export(training.learner, run_dir / "expert.npz"),
     )
     return scores
 
@@ -358,7 +373,8 @@ def export(learner: LearnerState, path: Path) -> None:
     """Write what `AntExpert` reads: the actor and the features' normalisation."""
     arrays = {**learner.params["actor"], "feature_mean": learner.mean, "feature_std": learner.std}
     on_host = {name: np.asarray(value) for name, value in arrays.items()}
-    np.savez(path, allow_pickle=False, **on_host)
+    with files.replacing(path) as file:  # without a seal: worlds know nothing of it
+        np.savez(file, allow_pickle=False, **on_host)
 
 
 def measure(path: Path, world: AntWorld, episodes: int, seed: int = 0) -> dict[str, float]:

@@ -5,23 +5,41 @@ of the paper (arXiv 2512.20605); "(ours)" marks what the paper does not have. Wh
 satisfy alone stands beside it (`setting`); rules that span several keys are in `validation.py`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 # Settings that never change what a run computes.
-FREE = ("run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every", "tracker.")
+FREE = (
+    "run_dir",
+    "reuse",
+    "until",
+    "dry_run",
+    "time_limit",
+    "checkpoint_every",
+    "non_finite",  # a run that meets no such number computes the same
+    "tracker.",
+)
 # Keys that have been renamed: the old name is refused with the new one.
 RENAMED = {
     "propose.experts": "propose.components",
     "policy.train_experts": "policy.train_components",
 }
 
+# Settings that list sequences of colours.
+TASK_SETS = ("env.tasks", "env.post_tasks", "env.subgoals")
+
 Value = TypeVar("Value")
 
 
 class RunError(Exception):
-    """What whoever runs the program can mend: the message is one line that says how."""
+    """What whoever runs the program can mend: the message is one line that says how.
+
+    status: the exit status of the program.
+    """
+
+    status = 2
 
 
 class ConfigError(RunError, ValueError):
@@ -29,10 +47,14 @@ class ConfigError(RunError, ValueError):
 
 
 class Limit(NamedTuple):
-    """What one value must satisfy, and how a message says so. A null is never tested."""
+    """What one value must satisfy, and how a message says so. A null is never tested.
+
+    bits: how many an integer may have; most end in int32 arithmetic.
+    """
 
     holds: Callable[[Any], bool]
     says: str
+    bits: int = 31
 
 
 POSITIVE = Limit(lambda value: value > 0, "must be positive")
@@ -40,7 +62,18 @@ NOT_NEGATIVE = Limit(lambda value: value >= 0, "must not be negative")
 SHARE = Limit(lambda value: 0 <= value <= 1, "is a share in [0, 1]")
 BELOW_ONE = Limit(lambda value: 0 <= value < 1, "must lie in [0, 1)")
 # A key of the random streams holds 32 bits of a seed: 2**32 would be 0 again.
-SEED = Limit(lambda value: 0 <= value < 2**32, "must not be negative and must be below 2**32")
+SEED = Limit(
+    lambda value: 0 <= value < 2**32, "must not be negative and must be below 2**32", bits=32
+)
+# A timer of the operating system holds no more.
+SECONDS = Limit(lambda value: 0 < value <= 1e9, "must be positive and at most 1e9")
+PATH = Limit(lambda value: value.strip() != "", "is empty; name a directory")
+# A folder bears it.
+NAME = Limit(
+    lambda value: bool(re.fullmatch(r"[^./\\][^/\\]*", value)) and len(value.encode()) <= 100,
+    "must name a folder: at most 100 bytes, without slashes, not beginning with a dot",
+)
+ANY = Limit(lambda value: True, "")
 
 
 def one_of(*choices: str) -> Limit:
@@ -63,11 +96,11 @@ class EnvConfig:
     num_walls: int = setting(4, NOT_NEGATIVE)  # W, wall cells (A1: 4, A2: 1)
     horizon: int = setting(100, POSITIVE)  # T, steps per episode at most (A1: 100, A2: 500)
     # pretraining tasks: table_a1, table_a2, ring:LENGTH (after colour k any but k and k + 1), or
-    # sequences of colours such as 0-1-2,2-1-0
+    # sequences of colours such as 0-1-2+2-1-0
     tasks: str = "table_a1"
     # tasks that internal RL and raw-action RL are trained on: as tasks, or post_training_a1, _a2
     post_tasks: str = "post_training_a1"
-    # colours of each abstract subgoal, such as 0-1,2-3; null: the pairs of App. A for table_a1,
+    # colours of each abstract subgoal, such as 0-1+2-3; null: the pairs of App. A for table_a1,
     # else each colour is a subgoal
     subgoals: str | None = None
     observation: str = "allocentric"  # allocentric (the paper's), egocentric, egocentric_hidden
@@ -80,6 +113,8 @@ class EnvConfig:
     frame_skip: int = setting(5, POSITIVE)  # physics steps of 10 ms per control step of the ant
     # of the ant: native (on the host), mjx (compiled), auto (native on a CPU, else mjx)
     physics: str = "auto"
+    # module to import that registers the world (envs.registry.register); null: it is one of ours
+    module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -358,7 +393,12 @@ class TrackerConfig:
 
     # auto (online with a key, else offline), online, offline, disabled
     wandb: str = setting("auto", one_of("auto", "online", "offline", "disabled"))
-    project: str = "internal-rl"  # name of the project at Weights & Biases
+    # names at Weights & Biases: of the project (null: WANDB_PROJECT, else internal-rl),
+    project: str | None = None
+    # of the run (null: experiment, seed and the settings that differ from the experiment's),
+    name: str | None = None
+    # and of what the seeds of one setting have in common (null: the name without the seed)
+    group: str | None = None
     log_every: int = setting(50, POSITIVE)  # gradient steps between log lines
 
 
@@ -369,16 +409,18 @@ class Config:
     # fixes maps, data, base model and discovery; the RL seeds derive from it
     seed: int = setting(0, SEED)
     # the run's directory; null: experiment_name/seed_N in $INTERNAL_RL_RUNS (default runs/)
-    run_dir: str | None = None
+    run_dir: str | None = setting(None, PATH)
     # another run's directory, whose finished stages are taken over where the settings agree
-    reuse: str | None = None
+    reuse: str | None = setting(None, PATH)
     until: str = "report"  # the last stage to run before the report
-    experiment_name: str = "default"  # names the run's directory and its W&B run
+    experiment_name: str = setting("default", NAME)  # names the run's directory and its W&B run
     dry_run: bool = False  # print parameters, FLOPs, memory and projected time, then stop
     # seconds after which the program saves and ends; the same command continues it; null: none
-    time_limit: float | None = setting(None, POSITIVE)
+    time_limit: float | None = setting(None, SECONDS)
     # gradient steps between checkpoints of a running stage
     checkpoint_every: int = setting(1_000, POSITIVE)
+    # at a loss or gradient that is not finite: stop (with a diagnosis), or skip the step and go on
+    non_finite: str = setting("stop", one_of("stop", "skip"))
     # Of the models' float32 matrix products: default, high or highest, which is float32 everywhere.
     # On GPUs with TF32 the other two read ten bits of mantissa and have eight times the peak rate
     # (A100). On TPUs default is one bfloat16 pass, high three, highest six. CPUs know float32 only.
@@ -403,6 +445,13 @@ class Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of any of the config dataclasses."""
     return asdict(config)
+
+
+def modern(key: str, value: Any) -> Any:
+    """A setting as it is written today: older runs separate sequences of colours by commas."""
+    if key in TASK_SETS and isinstance(value, str) and re.fullmatch(r"[0-9,+-]+", value):
+        return value.replace(",", "+")
+    return value
 
 
 def settings(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,10 +3,10 @@
 `load_run(directory).agent("internal_rl", seed=0).play(key, 512)` plays what a run has trained.
 """
 
-import json
+import importlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,30 @@ from typing import Any
 from envs import registry
 from envs.api import Environment
 from envs.tasks import NAMED, SUBGOALS
-from internal_rl.config import Config, ConfigError, EnvConfig, to_dict
+from internal_rl.config import Config, ConfigError, EnvConfig, settings, to_dict
+from internal_rl.models.model import Params
 from internal_rl.trained import Agent, Algorithm, TrainedModels
+from internal_rl.training import checkpoint, files
+from internal_rl.training.files import FileError
+from internal_rl.training.loop import Keeping
 from internal_rl.training.provenance import maker
 from internal_rl.training.tracking import Tracker
 from internal_rl.validation import from_omegaconf, validate
 
 Result = dict[str, Any]  # what a stage returns, as JSON holds it
+NOT_THE_WORLDS = ("name", "module", "post_tasks")  # settings of env that no world is given
+
+
+def import_world(config: Config) -> None:
+    """Import the module that registers the world; raises ConfigError if that fails."""
+    if (module := config.env.module) is None:
+        return
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"env.module={module}: cannot be imported ({error}); it must be on PYTHONPATH"
+        ) from error
 
 
 def make_env(config: Config, tasks: str | None = None) -> Environment:
@@ -32,13 +49,14 @@ def make_env(config: Config, tasks: str | None = None) -> Environment:
     """
     # Which settings the world takes.
     env = config.env
+    import_world(config)
     try:
         taken = registry.settings(env.name)
     except KeyError as error:
         raise ConfigError(f"env.name={env.name!r}: {error.args[0]}") from error
 
     # A setting that this world does not have must not have been given.
-    values = {key: value for key, value in vars(env).items() if key not in ("name", "post_tasks")}
+    values = {key: value for key, value in vars(env).items() if key not in NOT_THE_WORLDS}
     default = vars(EnvConfig())
     for key, value in values.items():
         if key not in taken and value != default[key]:
@@ -104,7 +122,8 @@ class Run:
             self.directory,
             wandb_mode="disabled" if context else settings.wandb,
             project=settings.project,
-            name=f"{self.config.experiment_name}-{self.config.seed}",
+            name=settings.name or f"{self.config.experiment_name}-{self.config.seed}",
+            group=settings.group,
             config=to_dict(self.config),
             context=context or None,
         )
@@ -116,18 +135,29 @@ class Run:
     def result(self, stage: str) -> Result | None:
         """What a stage has returned; None if it has not finished."""
         path = self.result_path(stage)
-        return json.loads(path.read_text()) if path.exists() else None
+        remedy = "delete it and run the same command: the stage is done again"
+        return files.read_json(path, remedy) if path.exists() else None
 
     def finish(self, stage: str, result: Result) -> None:
         """Record the result of a stage and what made it (commit, versions, device).
 
         A rerun then skips it.
         """
-        path = self.result_path(stage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({**result, "made_by": maker()}, indent=2) + "\n")
-        partial.rename(path)
+        files.write_json(self.result_path(stage), {**result, "made_by": maker()})
+
+    def save(self, path: Path, params: Params, **metadata: Any) -> None:
+        """Keep what a stage has trained as a checkpoint that names the settings of the run."""
+        config = settings(to_dict(self.config))
+        checkpoint.save(path, params, {**metadata, "config": config})
+
+    @property
+    def keeping(self) -> Keeping:
+        """What the trainings of the run have in common."""
+        return Keeping(
+            checkpoint_every=self.config.checkpoint_every,
+            non_finite=self.config.non_finite,
+            settings=settings(to_dict(self.config)),
+        )
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[Callable[[], float]]:
@@ -136,7 +166,7 @@ class Run:
         Those of earlier, interrupted attempts are included.
         """
         path = self.result_path(stage).with_suffix(".seconds")
-        before = float(path.read_text()) if path.exists() else 0.0
+        before = _seconds(path)
         began = time.monotonic()
 
         def seconds() -> float:
@@ -145,8 +175,8 @@ class Run:
         try:
             yield seconds
         finally:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{seconds()}\n")
+            with suppress(OSError):  # a full disk has ended the stage: that is what to report
+                files.write_text(path, f"{seconds()}\n")
 
     def once(self, stage: str, work: Callable[[], Result]) -> Result:
         """The result of a stage with its seconds (`clock`); from disk if it has finished before."""
@@ -158,6 +188,20 @@ class Run:
             result["seconds"] = seconds()
         self.finish(stage, result)
         return result
+
+
+def _seconds(path: Path) -> float:
+    """What `clock` has left; 0 where it has left nothing, or what it has left is damaged."""
+    try:
+        seconds = float(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0.0
+    except ValueError:
+        seconds = -1.0
+    if 0 <= seconds < float("inf"):
+        return seconds
+    print(f"{path} is damaged: the time of earlier attempts is not counted", flush=True)
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -209,14 +253,14 @@ def load_run(directory: str | Path, **env: Any) -> Run:
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved config as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    files.write_json(path, to_dict(config))
 
 
 def load_config(path: Path) -> Config:
     """Read a config written by `save_config`; raises ConfigError naming the file."""
     try:
-        return from_omegaconf(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not a saved config ({error})") from error
+        return from_omegaconf(files.read_json(path, "restore it, or use another run_dir"))
+    except FileError as error:
+        raise ConfigError(str(error)) from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error} (a run of another version of this code?)") from error

@@ -3,7 +3,14 @@
 import ctypes
 import logging
 import os
+import signal
 import sys
+import threading
+import time
+
+# Names the pipe whose end says that the process which started this one has ended.
+PARENT = "INTERNAL_RL_PARENT"
+GRACE = 600.0  # seconds that a program may take to save before it is killed
 
 # mallopt parameters of glibc, from malloc.h
 _TRIM_THRESHOLD = -1
@@ -31,8 +38,25 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
 
 
+def end_with_parent() -> None:
+    """If another program of this project has started this one: stop when that ends, save before."""
+    if (pipe := os.environ.pop(PARENT, None)) is None:
+        return
+
+    def watch() -> None:
+        os.read(int(pipe), 1)  # returns when the last writer has gone
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def setup() -> None:
     """Call first in every script: allocator, quiet logs, persistent compilation cache."""
+    if sys.platform == "win32":
+        sys.exit("error: Windows is not supported; use WSL 2, where this is a Linux program")
+    end_with_parent()
     keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax").setLevel(logging.WARNING)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from envs.api import Environment
 from internal_rl import streams
-from internal_rl.config import Config
+from internal_rl.config import Config, settings, to_dict
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Metacontroller
 from internal_rl.models.model import Model, Module, Params
@@ -24,7 +24,7 @@ from internal_rl.models.policy import LatentPolicy
 from internal_rl.models.proposal import Proposal
 from internal_rl.models.steered import GoalControllers
 from internal_rl.rollout import Actor, Episodes, Rollout
-from internal_rl.training import checkpoint
+from internal_rl.training import checkpoint, files
 
 Algorithm = Literal["internal_rl", "raw_rl"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
@@ -88,21 +88,25 @@ class TrainedModels:
 
     def base(self) -> Model[Backbone]:
         """The pretrained base model."""
-        return self._restore("base", fresh_base(self.config, self.env))
+        return self._restore("base", fresh_base(self.config, self.env), "model.")
 
     def steered_base(self) -> Model[Backbone]:
         """The base model that the metacontroller steers; with co-training, as that has left it."""
         base = self.base()
-        return self._restore("base_cotrained", base) if self.config.discover.cotrain else base
+        if not self.config.discover.cotrain:
+            return base
+        return self._restore("base_cotrained", base, "model.")
 
     def controllers(self) -> GoalControllers:
         """The supervised controllers."""
         path = self.directory / "controllers" / "params"
-        return checkpoint.restore(path, fresh_controllers(self.config, self.env))
+        like = fresh_controllers(self.config, self.env)
+        return checkpoint.restore(path, like, self._settings("model.", "controllers.rank"))
 
     def metacontroller(self) -> Model[Metacontroller]:
         """The metacontroller."""
-        return self._restore("metacontroller", fresh_metacontroller(self.config))
+        fresh = fresh_metacontroller(self.config)
+        return self._restore("metacontroller", fresh, "model.", "metacontroller.")
 
     def proposal(self) -> Model[Proposal] | None:
         """The proposal that internal RL starts from; None where it starts from none."""
@@ -110,12 +114,14 @@ class TrainedModels:
         if not components:
             return None
         latent = self.config.metacontroller.latent
-        return self._restore("proposal", fresh_proposal(self.env, latent, components))
+        fresh = fresh_proposal(self.env, latent, components)
+        return self._restore("proposal", fresh, "propose.components", "metacontroller.latent")
 
     def matches(self) -> Int[np.ndarray, "K S"]:
         """Held-out codes of each subgoal by component of the proposal."""
-        with np.load(self.directory / "propose" / "matches.npz", allow_pickle=False) as file:
-            return file["matches"]
+        path = self.directory / "propose" / "matches.npz"
+        remedy = "delete it and results/propose.json of the run, and run it again"
+        return files.read_arrays(path, remedy)["matches"]
 
     def actor(self, algorithm: Algorithm) -> Actor:
         """What an RL seed trains. The raw policy is the base model itself.
@@ -143,7 +149,9 @@ class TrainedModels:
         """The actor of a finished RL seed."""
         actor = self.actor(algorithm)
         path = self.directory / algorithm / f"seed_{rl_seed}" / "policy"
-        return actor.with_policy(checkpoint.restore(path, actor.policy.params))
+        parts = ("model.",) if algorithm == "raw_rl" else ("model.", "policy.")
+        params = checkpoint.restore(path, actor.policy.params, self._settings(*parts))
+        return actor.with_policy(params)
 
     def rollout(self, algorithm: Algorithm) -> Rollout:
         """Plays actors in `env`."""
@@ -161,8 +169,18 @@ class TrainedModels:
         model = self.proposal()
         return None if model is None else model.module()
 
-    def _restore(self, name: str, like: Model[Module]) -> Model[Module]:
-        return like.with_params(checkpoint.restore(self.directory / name, like.params))
+    def _restore(self, name: str, like: Model[Module], *parts: str) -> Model[Module]:
+        """The model kept as `name`, of the same architecture as `like`.
+
+        parts: the groups of settings that are its architecture.
+        """
+        wanted = self._settings(*parts)
+        return like.with_params(checkpoint.restore(self.directory / name, like.params, wanted))
+
+    def _settings(self, *parts: str) -> dict[str, Any]:
+        """The settings of these groups, by dotted path."""
+        found = settings(to_dict(self.config))
+        return {key: value for key, value in found.items() if key.startswith(parts)}
 
 
 class Agent:

@@ -2,9 +2,10 @@
 
 python scripts/compare_runs.py RUN_A RUN_B
 
-What a clock or a place decides is left out: seconds, speeds, times, commits, versions, devices and
-paths. It is the proof that a change of the code changed no result: make the same run before and
-after it (`experiment=smoke`, on one core), and compare.
+The state of optimisers is compared, too. What a clock or a place decides is left out: seconds,
+speeds, times, commits, versions, devices and paths. It is the proof that a change of the code
+changed no result (make the same run before and after it: `experiment=smoke`, on one core), and
+that a run which was killed and resumed is the one that was not.
 """
 
 from internal_rl import runtime
@@ -14,6 +15,7 @@ runtime.setup()
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ import numpy as np
 from internal_rl import config
 from internal_rl.training import checkpoint
 
-CLOCK = ("seconds", "time", "_per_second", "made_by", "commit", "versions", "device", "sha256")
+CLOCK = ("seconds", "time", "_per_second", "made_by", "commit", "versions", "device")
+HASHES = ("sha256", "seal")  # of files that hold times
 PATHS = ("run_dir", "reuse")
 # Of config.json, without the group.
 RENAMED = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in config.RENAMED.items()}
@@ -41,16 +44,27 @@ def content(run: Path) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as file:
                 pieces |= {f"{name}: {key}": file[key] for key in file}
         elif path.name == "metrics.jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            pieces |= {f"{name}: line {i}": untimed(line) for i, line in enumerate(lines)}
-        elif path.suffix == ".json" and "ocdbt" not in name and "arrays-" not in name:
-            pieces[name] = untimed(json.loads(path.read_text()))
+            pieces |= lines(path)
+        elif path.suffix == ".json" and path.name != "previous.json" and "arrays-" not in name:
+            pieces[name] = untimed(json.loads(path.read_text(encoding="utf-8")))
+    return pieces
+
+
+def lines(path: Path) -> dict[str, Any]:
+    """The lines of metrics.jsonl, numbered within what one process logs of one stage."""
+    pieces: dict[str, Any] = {}
+    count: Counter[str] = Counter()
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        source = f"{path.name}: {line['stage']}" + (f" {line['seed']}" if "seed" in line else "")
+        pieces[f"{source}: line {count[source]}"] = untimed(line)
+        count[source] += 1
     return pieces
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint by name."""
-    specs = json.loads((path / "metadata.json").read_text())["arrays"]
+    specs = json.loads((path / "metadata.json").read_text(encoding="utf-8"))["arrays"]
     like = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in specs.items()}
     return {name: np.asarray(array) for name, array in checkpoint.restore(path, like).items()}
 
@@ -62,7 +76,9 @@ def untimed(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     kept = {
-        key: value for key, value in node.items() if not key.endswith(CLOCK) and key not in PATHS
+        key: value
+        for key, value in node.items()
+        if not key.endswith(CLOCK) and key not in (*PATHS, *HASHES)
     }
     return {RENAMED.get(key, key): untimed(value) for key, value in kept.items()}
 

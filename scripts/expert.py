@@ -23,7 +23,7 @@ def work(config: Config) -> None:
     from internal_rl.report.figures import expert_picture
     from internal_rl.run import make_env
     from internal_rl.running.start import open_run
-    from internal_rl.training.loop import interrupt_after
+    from internal_rl.training.stopping import interrupt_after
     from internal_rl.training.tracking import read_metrics
 
     if config.dry_run:
@@ -38,7 +38,7 @@ def work(config: Config) -> None:
         interrupt_after(config.time_limit)
 
     with run.tracker() as tracker:
-        expert.train(config.expert, run.env, config.seed, run.directory, tracker)
+        expert.train(config.expert, run.env, config.seed, run.directory, tracker, run.keeping)
     expert_picture(read_metrics(run.directory), run.directory / "curve.png")
 
     # Success on fresh episodes of each task.

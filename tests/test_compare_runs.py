@@ -92,7 +92,7 @@ def found(compare: ModuleType, runs: tuple[Path, Path]) -> list[str]:
     [
         (change_parameter, "base/metadata.json: head/kernel: "),
         (change_label, "data/labels-00000.npz: subgoal: "),
-        (change_metric, "metrics.jsonl: line 1: "),
+        (change_metric, "metrics.jsonl: pretrain: line 1: "),
         (change_summary, "summary.json: "),
         (leave_out, "data/labels-00000.npz: subgoal: only in the first"),
     ],

@@ -5,15 +5,19 @@ vector, never the vector. Subgoal labels and yardsticks are kept in files of the
 analysis, no model reads them.
 """
 
-import hashlib
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from internal_rl.training import files
+from internal_rl.training.files import FileError
 
 ARRAYS = ("observation", "action", "target", "length")
 LABELS = (
@@ -24,8 +28,10 @@ LABELS = (
     "bayes_log_prob",  # where the world's expert can give it
 )
 
+FILE = re.compile(r"(behaviour|labels)-\d+\.npz")  # the names of a dataset's files
 
-class DatasetError(ValueError):
+
+class DatasetError(FileError, ValueError):
     """A dataset on disk that is missing, damaged or not what its manifest says."""
 
 
@@ -92,8 +98,8 @@ class ShardWriter:
         self.manifest: dict[str, Any] = {**settings, "episodes": 0, "steps": 0, "sha256": {}}
         self.finished = False
         for name in ("unfinished.json", "manifest.json"):
-            if (directory / name).exists():
-                found = json.loads((directory / name).read_text())
+            with suppress(FileError):  # missing, or damaged: the dataset is begun anew
+                found = files.read_json(directory / name, "")
                 if all(found.get(key) == value for key, value in settings.items()):
                     self.manifest = found
                     self.finished = name == "manifest.json"
@@ -112,10 +118,9 @@ class ShardWriter:
             (f"behaviour-{index:05d}.npz", arrays),
             (f"labels-{index:05d}.npz", shard.labels),
         ):
-            partial = self.directory / "partial.npz"
-            np.savez(partial, allow_pickle=False, **content)  # type: ignore[arg-type]
-            hashes[name] = _sha256(partial)
-            partial.replace(self.directory / name)
+            with files.replacing(self.directory / name) as file:
+                np.savez(file, allow_pickle=False, **content)  # type: ignore[arg-type]
+            hashes[name] = files.sha256(self.directory / name)
 
         # The shard counts from here on: what a stopped writer leaves before is written again.
         self.manifest |= {
@@ -124,9 +129,7 @@ class ShardWriter:
             "steps": self.manifest["steps"] + len(shard.action),
             "sha256": {**self.manifest["sha256"], **hashes},
         }
-        partial = self.directory / "partial.json"
-        partial.write_text(json.dumps(self.manifest, indent=2) + "\n")
-        partial.replace(self.directory / "unfinished.json")
+        files.write_json(self.directory / "unfinished.json", self.manifest)
 
     def finish(self) -> None:
         """Declare the dataset whole."""
@@ -140,22 +143,38 @@ def load(directory: Path, labels: bool = False) -> Behaviour:
     Raises DatasetError naming the file that is missing or damaged. Labels are left out unless asked
     for.
     """
-    try:
-        files = json.loads((directory / "manifest.json").read_text())["sha256"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise DatasetError(
-            f"{directory / 'manifest.json'}: no finished dataset here; collect it again"
-        ) from error
-    names = sorted(name for name in files if name.startswith("behaviour-"))
-    arrays = [_load_checked(directory / name, files[name]) for name in names]
-    names = [name.replace("behaviour-", "labels-") for name in names]
-    extra = [_load_checked(directory / name, files[name]) if labels else {} for name in names]
+    hashes = _hashes(directory)
+    names = sorted(name for name in hashes if name.startswith("behaviour-"))
+    arrays = [_load_checked(directory / name, hashes[name]) for name in names]
+    for name, found in zip(names, arrays, strict=True):
+        if found.keys() != set(ARRAYS) or found["length"].sum() != len(found["action"]):
+            raise DatasetError(f"{directory / name}: no episodes in it; {_remedy(directory)}")
+    names = [_labels_of(name) for name in names]
+    extra = [_load_checked(directory / name, hashes[name]) if labels else {} for name in names]
     if labels and (missing := {"subgoal", "colour", "place"} - extra[0].keys()):
         raise DatasetError(
             f"{directory / names[0]}: no label {missing.pop()} (an older version's); "
             f"{_remedy(directory)}"
         )
     return Behaviour(**_join(arrays), labels=_join(extra))
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    """The hash of every file of a finished dataset, by name."""
+    path = directory / "manifest.json"
+    try:
+        hashes = files.read_json(path, _remedy(directory)).get("sha256")
+    except FileError as error:
+        raise DatasetError(f"no finished dataset: {error}") from error
+    if not isinstance(hashes, dict) or not hashes or not all(map(FILE.fullmatch, hashes)):
+        raise DatasetError(f"{path}: no finished dataset; {_remedy(directory)}")
+    if missing := [name for name in map(_labels_of, hashes) if name not in hashes]:
+        raise DatasetError(f"{path}: {missing[0]} is not listed; {_remedy(directory)}")
+    return hashes
+
+
+def _labels_of(name: str) -> str:
+    return name.replace("behaviour-", "labels-")
 
 
 def _remedy(directory: Path) -> str:
@@ -166,12 +185,9 @@ def _load_checked(path: Path, sha256: str) -> dict[str, np.ndarray]:
     remedy = _remedy(path.parent)
     if not path.exists():
         raise DatasetError(f"{path}: listed in the manifest but missing; {remedy}")
-    if _sha256(path) != sha256:
+    if files.sha256(path) != sha256:
         raise DatasetError(f"{path}: content differs from the manifest; {remedy}")
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        return files.read_arrays(path, remedy)
+    except FileError as error:  # a stranger's: the hash is right, the content is not
+        raise DatasetError(str(error)) from error

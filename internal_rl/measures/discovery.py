@@ -30,6 +30,7 @@ from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Inference, Metacontroller
 from internal_rl.models.model import Model
 from internal_rl.models.steered import SteeredModel
+from internal_rl.training import files
 
 EPISODES = 1_024
 CHUNK = 128  # of them per forward pass
@@ -164,18 +165,17 @@ class Diagnostics:
         """Store what the report draws and `transitions` plays; returns the codes' accuracies."""
         inference, _ = self.infer(base, metacontroller)
         codes = self.codes(inference)
-        directory.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            directory / "diagnostics.npz",
-            switch=inference.switch[:STORED],
-            subgoal=self.labels["subgoal"][:STORED],
-            mask=self.batch.mask[:STORED],
-            code_latent=codes.latent,
-            code_subgoal=codes.subgoal,
-            code_place=codes.place,
-            code_ordinal=codes.ordinal,
-            num_subgoals=self.num_subgoals,
-        )
+        arrays = {
+            "switch": inference.switch[:STORED],
+            "subgoal": self.labels["subgoal"][:STORED],
+            "mask": self.batch.mask[:STORED],
+            "code_latent": codes.latent,
+            "code_subgoal": codes.subgoal,
+            "code_place": codes.place,
+            "code_ordinal": codes.ordinal,
+            "num_subgoals": np.asarray(self.num_subgoals),
+        }
+        files.write_arrays(directory / "diagnostics.npz", arrays)
         return {label: nearest_neighbour_accuracy(codes, label) for label in ("subgoal", "place")}
 
     def _sampled(

@@ -3,7 +3,6 @@
 A rerun skips what has finished and resumes what has not.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -15,19 +14,25 @@ from internal_rl.report.page import write_report
 from internal_rl.report.record import record_episode
 from internal_rl.report.summary import summarise
 from internal_rl.run import Result, Run
+from internal_rl.stages import reinforce
 from internal_rl.trained import ALGORITHMS
+from internal_rl.training import files
+from internal_rl.training.lock import owned
 from internal_rl.training.tracking import Tracker
 
 
 def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
     """Run the chosen stages of one run (None: all of them), those that its settings enable.
 
-    Raises ConfigError if one of them needs another that has not finished.
+    Raises ConfigError if one of them needs another that has not finished, or a world that the
+    processes it starts would not know, and InUseError if another process writes to the run.
     """
     chosen = stages.names() if chosen is None else chosen
     check_order(run, chosen)
+    if "reinforce" in chosen and run.result("reinforce") is None:
+        reinforce.check_workers(run)
     print(f"run directory: {run.directory}", flush=True)
-    with run.tracker() as tracker:
+    with owned(run.directory), run.tracker() as tracker:
         for name in chosen:
             if name == "report":
                 report(run, tracker)
@@ -63,7 +68,7 @@ def report(run: Run, tracker: Tracker) -> Path:
     if run.result("internal_rl_0"):
         record_episode(run)
     summary = summarise(run)
-    (run.directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    files.write_json(run.directory / "summary.json", summary)
     page = write_report(run.directory)
 
     # W&B gets the pictures and, as the run's headline, the medians.

@@ -4,7 +4,6 @@ An ablation then repeats only what it changes: `reuse=DIR discover.alpha=0` star
 base model of DIR.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,14 +12,14 @@ from typing import Any
 from internal_rl import stages
 from internal_rl.config import Config, ConfigError, to_dict
 from internal_rl.run import Stage, load_config
+from internal_rl.training import files
 from internal_rl.training.tracking import read_metrics
 
 
-def take_over(source: Path, target: Path, config: Config) -> list[str]:
-    """Link the finished stages of the run `source` into the new run `target`; returns their names.
+def fitting(source: Path, config: Config) -> list[Stage]:
+    """The stages that a new run with `config` can take over from the run `source`.
 
-    Files are hard links where the file system allows: no stage ever changes a finished file in
-    place. Raises ConfigError if `source` is not a run or no stage of it fits.
+    Raises ConfigError if `source` is not a run or no stage of it fits.
     """
     path = source / "config.json"
     if not path.exists():
@@ -30,18 +29,12 @@ def take_over(source: Path, target: Path, config: Config) -> list[str]:
     new = to_dict(config)
 
     # A stage fits if it has finished, with the same settings, on stages that fit.
-    taken: list[str] = []
+    taken: dict[str, Stage] = {}
     for stage in stages.declared().values():
-        results = results_of(source, stage)
         needed = {name for name in stage.needs if stages.declared()[name].enabled(saved)}
         same = all(same_setting(old, new, key) for key in stage.reads)
-        if stage.reads and results and needed <= set(taken) and same:
-            target.mkdir(parents=True, exist_ok=True)
-            for part in stage.writes:
-                _link(source / part, target / part)
-            for result in results:
-                _link(result, target / "results" / result.name)
-            taken.append(stage.name)
+        if stage.reads and same and needed <= taken.keys() and results_of(source, stage):
+            taken[stage.name] = stage
 
     # Nothing fits: say which setting of the first stage is in the way.
     if not taken:
@@ -49,18 +42,36 @@ def take_over(source: Path, target: Path, config: Config) -> list[str]:
         differing = next((key for key in first.reads if not same_setting(old, new, key)), None)
         reason = f"{differing} differs" if differing else "it has not finished collect"
         raise ConfigError(f"reuse={source}: nothing can be taken over, {reason}")
+    return list(taken.values())
 
-    # Their metrics, too, by the beginning of the name: propose_kept belongs to propose.
-    lines = [line for line in read_metrics(source) if line["stage"].startswith(tuple(taken))]
-    with (target / "metrics.jsonl").open("w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    return taken
+
+def take_over(source: Path, target: Path, chosen: list[Stage]) -> None:
+    """Link these stages of the run `source` into the run `target`.
+
+    Files are hard links where the file system allows: no stage ever changes a finished file in
+    place. What a call that was cut off has left out, the next one adds.
+    """
+    lines = read_metrics(source)
+    for stage in chosen:
+        for part in stage.writes:
+            _link(source / part, target / part)
+
+        # Metrics, too, by the beginning of the name: propose_kept belongs to propose.
+        own = [line for line in lines if line["stage"].startswith(stage.name)]
+        target.mkdir(parents=True, exist_ok=True)
+        with (target / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(files.to_json(line) + "\n" for line in own)
+
+        # The result comes last: with it the stage has finished.
+        for result in results_of(source, stage):
+            _link(result, target / "results" / result.name)
 
 
 def results_of(directory: Path, stage: Stage) -> list[Path]:
     """The files that hold the finished result of a stage, as today's code would write it."""
     found = sorted((directory / "results").glob(stage.results or f"{stage.name}.json"))
-    return [path for path in found if stage.current(json.loads(path.read_text()))]
+    remedy = "leave reuse out, or delete this file: the stage is then done again"
+    return [path for path in found if stage.current(files.read_json(path, remedy))]
 
 
 def same_setting(old: dict[str, Any], new: dict[str, Any], key: str) -> bool:
@@ -85,10 +96,10 @@ def _link(source: Path, target: Path) -> None:
         except FileExistsError:  # from a start that was cut off
             pass
         except OSError:  # another file system
-            shutil.copy2(file, copy)
+            files.copy(Path(file), Path(copy))
 
     if source.is_dir():
-        running = shutil.ignore_patterns("running")
+        running = shutil.ignore_patterns("running", f".*{files.PARTIAL}")
         shutil.copytree(source, target, copy_function=link, ignore=running, dirs_exist_ok=True)
     elif source.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

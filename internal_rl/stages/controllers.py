@@ -29,7 +29,6 @@ from internal_rl.models.steered import GoalControllers, SteeredModel
 from internal_rl.objectives import masked_mean
 from internal_rl.run import Result, Run, Stage
 from internal_rl.trained import fresh_controllers
-from internal_rl.training import checkpoint
 from internal_rl.training.loop import Metrics, init_state, make_update
 from internal_rl.training.loop import run as run_loop
 from internal_rl.training.optimiser import make_optimiser
@@ -85,11 +84,10 @@ def run(run: Run, tracker: Tracker) -> Result:
         tracker=tracker,
         directory=run.directory / "controllers",
         log_every=config.tracker.log_every,
-        checkpoint_every=config.checkpoint_every,
+        keeping=run.keeping,
         evaluate=evaluate,
     )
-    metadata = {"stage": "controllers", "step": int(state.step)}
-    checkpoint.save(run.directory / "controllers" / "params", state.params, metadata)
+    run.save(run.directory / "controllers" / "params", state.params, stage="controllers")
 
     # In closed loop, on orders of subgoals that pretraining never shows.
     key = streams.key(config.seed, "controllers.test")

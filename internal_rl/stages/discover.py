@@ -19,7 +19,6 @@ from internal_rl.models.steered import SteeredModel
 from internal_rl.objectives import elbo, warm_up
 from internal_rl.run import Result, Run, Stage
 from internal_rl.trained import fresh_metacontroller
-from internal_rl.training import checkpoint
 from internal_rl.training.loop import Metrics, init_state, make_update
 from internal_rl.training.loop import run as run_loop
 from internal_rl.training.optimiser import make_optimiser
@@ -206,17 +205,16 @@ def run(run: Run, tracker: Tracker) -> Result:
         tracker=tracker,
         directory=run.directory / "discover",
         log_every=config.tracker.log_every,
-        checkpoint_every=config.checkpoint_every,
+        keeping=run.keeping,
         evaluate=lambda params: diagnostics.scores(*models(params)),
         evaluate_every=discover.valid_every,
     )
 
     # Later stages act with the base model that the metacontroller was trained with.
     base, metacontroller = models(state.params)
-    metadata = {"stage": "discover", "step": int(state.step)}
-    checkpoint.save(run.directory / "metacontroller", metacontroller.params, metadata)
+    run.save(run.directory / "metacontroller", metacontroller.params, stage="discover")
     if discover.cotrain:
-        checkpoint.save(run.directory / "base_cotrained", base.params, metadata)
+        run.save(run.directory / "base_cotrained", base.params, stage="discover")
     accuracy = diagnostics.save(base, metacontroller, run.directory / "discover")
     return {
         **scores,

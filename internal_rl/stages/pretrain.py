@@ -16,7 +16,6 @@ from internal_rl.models.model import Model, Params
 from internal_rl.objectives import behaviour_loss
 from internal_rl.run import Result, Run, Stage
 from internal_rl.trained import fresh_base
-from internal_rl.training import checkpoint
 from internal_rl.training.loop import Metrics, init_state, make_update
 from internal_rl.training.loop import run as run_loop
 from internal_rl.training.optimiser import make_optimiser
@@ -88,12 +87,11 @@ def run(run: Run, tracker: Tracker) -> Result:
         tracker=tracker,
         directory=run.directory / "pretrain",
         log_every=config.tracker.log_every,
-        checkpoint_every=config.checkpoint_every,
+        keeping=run.keeping,
         evaluate=evaluate,
         evaluate_every=pretrain.valid_every,
     )
-    metadata = {"stage": "pretrain", "step": int(state.step)}
-    checkpoint.save(run.directory / "base", state.params, metadata)
+    run.save(run.directory / "base", state.params, stage="pretrain")
     return {"nll": scores["valid_nll"], **exact, "padding": batches.padding}
 
 

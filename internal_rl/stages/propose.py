@@ -8,7 +8,6 @@ agree.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from envs.api import Dense, Environment
+from envs.api import Dense
 from internal_rl import streams
-from internal_rl.config import Config, OptimConfig
+from internal_rl.config import OptimConfig
 from internal_rl.data.batches import Batch, training_batches, whole
 from internal_rl.data.chunks import in_chunks
 from internal_rl.data.dataset import load
@@ -28,7 +27,7 @@ from internal_rl.models.model import Model, Params
 from internal_rl.models.proposal import Proposal, add_dimensions, keep_heaviest
 from internal_rl.run import Result, Run, Stage
 from internal_rl.trained import fresh_proposal
-from internal_rl.training import checkpoint
+from internal_rl.training import files
 from internal_rl.training.loop import Metrics, init_state, make_update
 from internal_rl.training.loop import run as run_loop
 from internal_rl.training.optimiser import make_optimiser
@@ -133,19 +132,17 @@ class Fit:
     Both are in the latent's active dimensions only.
     """
 
-    def __init__(
-        self, config: Config, env: Environment, codes: Openings, tracker: Tracker, run_dir: Path
-    ):
-        self.config = config
-        self.env = env
+    def __init__(self, run: Run, codes: Openings, tracker: Tracker):
+        self.run = run
+        self.config = run.config
+        self.env = run.env
         self.tracker = tracker
-        self.run_dir = run_dir
 
         # The dimensions that carry something (at least one), and the std that fits end with.
         variance = codes.mean.var(0)
         self.active = variance >= min(ACTIVE, variance.max())
         self.codes = self._in_active_dimensions(codes)
-        self.noise = config.propose.noise * (self.codes.latent - self.codes.mean).std(0)
+        self.noise = self.config.propose.noise * (self.codes.latent - self.codes.mean).std(0)
 
     def _in_active_dimensions(self, codes: Openings) -> Openings:
         return Openings(codes.observation, codes.latent[:, self.active], codes.mean[:, self.active])
@@ -249,8 +246,7 @@ class Fit:
             std = jnp.maximum(self.noise, least_noise(step))
             mixture = self._distribution(model.with_params(restrict(params)), observation, std)
             log_prob = mixture.log_prob(latent).mean()
-            metrics = {"log_prob": log_prob, "noise": std.mean(), "start": jnp.float32(seed)}
-            return -log_prob, (metrics, len(latent))
+            return -log_prob, ({"log_prob": log_prob, "noise": std.mean()}, len(latent))
 
         def batch(step: int) -> tuple[None, tuple[np.ndarray, np.ndarray]]:
             rng = streams.generator(config.seed, f"batches.{stage}", seed, step)
@@ -265,9 +261,10 @@ class Fit:
             stage=stage,
             steps=steps,
             tracker=self.tracker,
-            directory=self.run_dir / "propose" / f"{stage}_{seed}",
+            directory=self.run.directory / "propose" / f"{stage}_{seed}",
             log_every=10 * config.tracker.log_every,  # a step takes a millisecond or so
-            checkpoint_every=config.checkpoint_every,
+            keeping=self.run.keeping,
+            tags={"start": float(seed)},
         )
         return model.with_params(restrict(state.params))
 
@@ -306,7 +303,7 @@ def run(run: Run, tracker: Tracker) -> Result:
     config = run.config
     env = run.env
     read = Reader(run)
-    fit = Fit(config, env, training_codes(run, read), tracker, run.directory)
+    fit = Fit(run, training_codes(run, read), tracker)
     held_out, subgoal = held_out_codes(run, read)
 
     def judge(model: Model[Proposal]) -> tuple[float, Int[np.ndarray, "K S"]]:
@@ -324,10 +321,8 @@ def run(run: Run, tracker: Tracker) -> Result:
     log_prob, matches = judge(model)
 
     # Which component stands for which subgoal is for analysis only: RL does not read it.
-    (run.directory / "propose").mkdir(exist_ok=True)
-    np.savez(run.directory / "propose" / "matches.npz", matches=matches)
-    metadata = {"stage": "propose", "start": best}
-    checkpoint.save(run.directory / "proposal", fit.proposal(model), metadata)
+    files.write_arrays(run.directory / "propose" / "matches.npz", {"matches": matches})
+    run.save(run.directory / "proposal", fit.proposal(model), stage="propose", start=best)
     return {
         "log_prob": log_prob,
         "purity": purity(matches),

@@ -16,9 +16,10 @@ import numpy as np
 import optax
 from flax import struct
 
+from envs import registry
 from envs.api import Environment
 from internal_rl import streams
-from internal_rl.config import Config
+from internal_rl.config import Config, ConfigError
 from internal_rl.models.model import Params
 from internal_rl.objectives import (
     Surrogate,
@@ -29,10 +30,9 @@ from internal_rl.objectives import (
 from internal_rl.rollout import Actor, Decisions, Episodes, Rollout
 from internal_rl.run import Result, Run, Stage
 from internal_rl.trained import ALGORITHMS, Algorithm, seed_key
-from internal_rl.training import checkpoint
 from internal_rl.training.jobs import Job, run_on_cores
-from internal_rl.training.loop import mean_gradient, train
-from internal_rl.training.optimiser import make_optimiser
+from internal_rl.training.loop import DivergedError, mean_gradient, train
+from internal_rl.training.optimiser import left_out, make_optimiser
 from internal_rl.training.tracking import Tracker, read_metrics
 
 MICRO_BATCH = 512  # episodes per backward pass; gradients are summed over a minibatch
@@ -207,7 +207,7 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
     """Train the seeds that `trackers` names: one as it is, several as one vmapped program.
 
     Saves each policy to ALGORITHM/seed_K/policy. Returns success before and after training, and
-    seconds.
+    seconds; nothing for a seed of several that has met numbers which are not finite.
     """
     config = run.config
     rl = config.reinforce
@@ -263,7 +263,17 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
             trackers[seed].log(algorithm, done * rl.batch_size, scores)
         return {"success": f"{metrics['success'].mean():.3f}"}
 
-    state = train(
+    # Of several seeds in one program none stops the others.
+    keeping = run.keeping
+    keeping["checkpoint_every"] = max(1, updates // 20)
+    if len(seeds) > 1:
+        keeping["non_finite"] = "skip"
+
+    def rewind(done: int) -> None:
+        for tracker in trackers.values():
+            tracker.rewind(algorithm, done * rl.batch_size)
+
+    state, _ = train(
         lambda state, step: update(state, keys, step + 1),
         state,
         stage=f"{algorithm} seed {name}",
@@ -272,7 +282,8 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
         position=lambda state: int(state.update[0]),
         log=log,
         log_every=1,
-        checkpoint_every=max(1, updates // 20),
+        keeping=keeping,
+        resumed=rewind,
     )
 
     # The same test after RL; a policy and a result per seed.
@@ -280,9 +291,12 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
     seconds = round(time.monotonic() - began, 1)
     results: dict[int, Result] = {}
     for row, seed in enumerate(seeds):
+        skipped = int(left_out(jax.tree.map(lambda x, row=row: x[row], state.optimiser))[0])
+        if skipped and config.non_finite == "stop":
+            continue
         policy = jax.tree.map(lambda x, row=row: x[row], state.params)
-        metadata = {"stage": algorithm, "episodes": rl.episodes}
-        checkpoint.save(run.directory / algorithm / f"seed_{seed}" / "policy", policy, metadata)
+        path = run.directory / algorithm / f"seed_{seed}" / "policy"
+        run.save(path, policy, stage=algorithm, episodes=rl.episodes)
         success = {"success": float(after[row]), "before": float(before[row])}
         results[seed] = {**success, "seconds": seconds}
     return results
@@ -313,6 +327,24 @@ def test_success(learner: Learner, params: Params, key: jax.Array) -> jax.Array:
 # --- all algorithms and seeds: one process per core, or one program ---------------------------
 
 
+def _in_one_program(run: Run) -> bool:
+    return run.config.reinforce.vmap_seeds and not run.post_env.on_host
+
+
+def check_workers(run: Run) -> None:
+    """Raises ConfigError if the processes that RL starts would not know the world of the run."""
+    env = run.config.env
+    by = registry.registered_by(env.name)
+    known = by.startswith(("envs.", f"{env.module}.")) or by == env.module
+    if not known and not _in_one_program(run):
+        module = "a module of its own, say my_world.py, and set env.module=my_world"
+        remedy = f"set env.module={by}" if by != "__main__" else f"move that into {module}"
+        raise ConfigError(
+            f"env.name={env.name} was registered by {by}, which the processes that RL starts do "
+            f"not run; {remedy}"
+        )
+
+
 def run(run: Run, tracker: Tracker) -> Result:
     """Train every algorithm and seed that has not finished; the results are one file per seed."""
     # What an earlier, interrupted attempt may have left to do.
@@ -325,7 +357,7 @@ def run(run: Run, tracker: Tracker) -> Result:
     }
 
     # All seeds of an algorithm in one program, or one process per seed.
-    if rl.vmap_seeds and not run.post_env.on_host:
+    if _in_one_program(run):
         for algorithm, seeds in missing.items():
             if seeds:
                 _run_together(run, algorithm, seeds)
@@ -345,11 +377,17 @@ def run(run: Run, tracker: Tracker) -> Result:
 
 
 def _run_together(run: Run, algorithm: Algorithm, seeds: list[int]) -> None:
+    """All seeds as one program: those whose numbers stayed finite have results."""
     with ExitStack() as stack:
         trackers = {seed: stack.enter_context(run.tracker(seed=seed)) for seed in seeds}
         results = train_seeds(run, trackers, algorithm)
     for seed, result in results.items():
         run.finish(f"{algorithm}_{seed}", result)
+    if diverged := [str(seed) for seed in seeds if seed not in results]:
+        raise DivergedError(
+            f"{algorithm}: a loss or gradient of seed {', '.join(diverged)} was not finite; lower "
+            "reinforce.optim.learning_rate, or leave such steps out with non_finite=skip"
+        )
 
 
 def _run_workers(run: Run, missing: Mapping[Algorithm, list[int]]) -> None:

@@ -34,6 +34,7 @@ from internal_rl.models.steered import GoalControllers, SteeredModel
 from internal_rl.rollout import split_keys
 from internal_rl.run import Result, Run, Stage, make_env
 from internal_rl.trained import seed_key
+from internal_rl.training import files
 from internal_rl.training.tracking import Tracker
 
 Source = Literal["base", "prior", "same_code", "first_code", "start", "expert"]
@@ -354,15 +355,15 @@ def _sources(
     config = run.config
     tasks = run.env.tasks
     path = run.directory / "discover" / "diagnostics.npz"
-    with np.load(path, allow_pickle=False) as file:
-        bank = file["code_latent"]
-        bank_subgoal = file["code_subgoal"]
-        bank_first = file["code_ordinal"] == 0
-        if "num_subgoals" not in file and len(tasks.subgoals) < tasks.num_colours:
-            raise DatasetError(
-                f"{path}: codes of colours (an older version's), not of abstract "
-                "subgoals; delete results/discover.json of the run, and run it again"
-            )
+    remedy = "delete results/discover.json of the run, and run it again"
+    file = files.read_arrays(path, remedy)
+    bank = file["code_latent"]
+    bank_subgoal = file["code_subgoal"]
+    bank_first = file["code_ordinal"] == 0
+    if "num_subgoals" not in file and len(tasks.subgoals) < tasks.num_colours:
+        raise DatasetError(
+            f"{path}: codes of colours (an older version's), not of abstract subgoals; {remedy}"
+        )
 
     # Draws of the prior, and of codes by subgoal.
     rng = streams.generator(config.seed, "transitions.latents")

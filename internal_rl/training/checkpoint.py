@@ -2,25 +2,29 @@
 
 On disk a checkpoint is a folder:
 
-    metadata.json       the arrays' names, shapes and dtypes, which folder holds them, the
-                        caller's metadata
+    metadata.json       the arrays' names, shapes and dtypes, which folder holds them, the hashes of
+                        its files, the caller's metadata
+    previous.json       the same of the checkpoint before, where that is kept
     arrays-<random>/    the arrays, an Orbax checkpoint
 
 Every save writes a new arrays folder, then renames a new metadata.json over the old one. That
 rename is the only moment at which the checkpoint changes, so a crash at any other moment leaves the
-former one whole.
+former one whole. What is read is checked against its hashes first; where the checkpoint before is
+kept, it takes the place of a damaged one.
 
 Arrays travel as NumPy arrays under flat names ("params/blocks/0/kernel"): dictionaries with int
 keys, optax named tuples and a checkpoint written on another kind of device then need no special
 case.
 """
 
-import json
 import logging
-import os
+import math
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,11 @@ import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from internal_rl.training import files
+from internal_rl.training.files import FileError
+
 FORMAT = 1
+MANIFESTS = ("metadata.json", "previous.json")  # the newest, and the one before
 # About the largest file of a checkpoint: small enough to be carried between machines.
 FILE_BYTES = 8 * 2**20
 
@@ -40,21 +48,30 @@ _Spec = tuple[tuple[int, ...], str]  # shape, dtype name
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 
-class CheckpointError(Exception):
+class CheckpointError(FileError):
     """A checkpoint cannot be written or read; the message says why and what to do."""
 
 
-def save(path: Path, tree: PyTree, metadata: Mapping[str, Any] | None = None) -> None:
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written."""
+
+
+def save(
+    path: Path, tree: PyTree, metadata: Mapping[str, Any] | None = None, *, keep: bool = False
+) -> None:
     """Write `tree` and `metadata` as the checkpoint at `path`, replacing a former one atomically.
 
     Args:
         path: the checkpoint's folder; parents are made.
         tree: a pytree of arrays and numbers (no typed PRNG keys: save `jax.random.key_data` of
             them).
-        metadata: anything JSON can hold (step, config, versions).
+        metadata: anything JSON can hold (step, versions); "config" holds settings by dotted path,
+            which `restore` can compare.
+        keep: keep the checkpoint before, too.
 
     Raises:
-        CheckpointError: a leaf is not a plain array, or two leaves have the same name.
+        CheckpointError: a leaf is not a plain array, two leaves have the same name, or the files
+            cannot be written. A former checkpoint is whole then.
         TypeError: the metadata is not JSON.
     """
     # All that may be refused comes first: what is there stays whole.
@@ -66,19 +83,33 @@ def save(path: Path, tree: PyTree, metadata: Mapping[str, Any] | None = None) ->
         "arrays": {name: _spec(array) for name, array in arrays.items()},
         "metadata": dict(metadata or {}),
     }
-    text = json.dumps(manifest, indent=1)
+    files.to_json(manifest)
 
     # Orbax refuses empty arrays: the manifest alone holds them.
-    path.mkdir(parents=True, exist_ok=True)
-    stored = {name: array for name, array in arrays.items() if array.size}
-    if stored:
-        with _small_files():
-            ocp.save(str(path.absolute() / folder), stored)
-    _commit(path, text)
-    _remove_old_arrays(path, keep=folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if stored := {name: array for name, array in arrays.items() if array.size}:
+            with _small_files():
+                ocp.save(str(path.absolute() / folder), stored)
+        manifest["files"] = _hashes(path / folder)
+        if keep and (path / MANIFESTS[0]).is_file():
+            files.copy(path / MANIFESTS[0], path / MANIFESTS[1])
+        files.write_json(path / MANIFESTS[0], manifest)
+    except Exception as error:
+        shutil.rmtree(path / folder, ignore_errors=True)
+        if isinstance(error, TypeError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path} cannot be written ({reason}); what was saved there before is whole. Remedy: "
+            "make room, and run the same command to continue"
+        ) from error
+    if not keep:
+        (path / MANIFESTS[1]).unlink(missing_ok=True)
+    _remove_old_arrays(path)
 
 
-def restore(path: Path, like: PyTree) -> PyTree:
+def restore(path: Path, like: PyTree, settings: Mapping[str, Any] | None = None) -> PyTree:
     """Read the checkpoint at `path` into the structure of `like`.
 
     The leaves are jax arrays on the default device.
@@ -88,40 +119,68 @@ def restore(path: Path, like: PyTree) -> PyTree:
         like: a pytree of arrays or `jax.ShapeDtypeStruct`. Structure and shapes must agree with the
             checkpoint; float widths (and int widths) may differ, the arrays take the dtype of
             `like`.
+        settings: those that the saved "config" must agree with where it has them.
 
     Raises:
-        CheckpointError: nothing there, not a checkpoint, or it does not fit `like`. Nothing is
-            loaded then.
+        CheckpointError: nothing there, not a checkpoint, damaged, or it does not fit `like` or
+            `settings`. Nothing is loaded then.
     """
-    # Nothing is loaded that does not fit.
-    manifest = _read_manifest(path)
-    saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["arrays"].items()}
-    needed = {name: _spec(leaf) for name, leaf in _flatten(like).items()}
-    _check_fit(path, saved, needed)
+    return read(path, like, settings)[0]
 
-    # Arrays of the saved shapes: the empty ones are complete, Orbax reads the others.
-    arrays = {name: np.empty(shape, jnp.dtype(dtype)) for name, (shape, dtype) in saved.items()}
-    abstract = {name: array for name, array in arrays.items() if array.size}
-    if abstract:
-        folder = path.absolute() / manifest["folder"]
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"{path} is damaged: no folder {folder.name}. Remedy: save it again"
-            )
-        arrays |= ocp.load(str(folder), abstract)
 
-    leaves = [arrays[name].astype(dtype, copy=False) for name, (_, dtype) in needed.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), jax.device_put(leaves))
+def read(
+    path: Path, like: PyTree, settings: Mapping[str, Any] | None = None
+) -> tuple[PyTree, dict[str, Any]]:
+    """As `restore`, with the metadata of what was read.
+
+    That is the checkpoint before, if that was kept, where the newest is damaged; it says so.
+    """
+    try:
+        return _read(path, MANIFESTS[0], like, settings)
+    except DamagedError as error:
+        if not (path / MANIFESTS[1]).is_file():
+            raise
+        tree, metadata = _read(path, MANIFESTS[1], like, settings)
+        print(f"{error}; the checkpoint before it is used", file=sys.stderr, flush=True)
+        with suppress(OSError):  # it is the newest from here on: the next save keeps it
+            files.copy(path / MANIFESTS[1], path / MANIFESTS[0])
+        return tree, metadata
 
 
 def metadata(path: Path) -> dict[str, Any]:
     """The metadata given to `save`; raises CheckpointError where no checkpoint lies at `path`."""
-    return _read_manifest(path)["metadata"]
+    return _read_manifest(path, MANIFESTS[0])["metadata"]
 
 
 def exists(path: Path) -> bool:
-    """Whether a complete checkpoint lies at `path`."""
-    return (path / "metadata.json").is_file()
+    """Whether a checkpoint lies at `path`."""
+    return any((path / name).is_file() for name in MANIFESTS)
+
+
+def _read(
+    path: Path, name: str, like: PyTree, settings: Mapping[str, Any] | None
+) -> tuple[PyTree, dict[str, Any]]:
+    # Nothing is loaded that does not fit, or that is not what was written.
+    manifest = _read_manifest(path, name)
+    _check_settings(path, manifest["metadata"].get("config", {}), settings or {})
+    saved = {name: (tuple(shape), dtype) for name, (shape, dtype) in manifest["arrays"].items()}
+    needed = {name: _spec(leaf) for name, leaf in _flatten(like).items()}
+    _check_fit(path, saved, needed)
+    folder = path.absolute() / manifest["folder"]
+    _check_files(path, folder, manifest)
+
+    # Arrays of the saved shapes: the empty ones are complete, Orbax reads the others.
+    arrays = {name: np.empty(shape, jnp.dtype(dtype)) for name, (shape, dtype) in saved.items()}
+    if abstract := {name: array for name, array in arrays.items() if array.size}:
+        try:
+            arrays |= ocp.load(str(folder), abstract)
+        except Exception as error:  # of older versions, which have no hashes
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise _damaged(path, reason) from error
+
+    leaves = [arrays[name].astype(dtype, copy=False) for name, (_, dtype) in needed.items()]
+    tree = jax.tree.unflatten(jax.tree.structure(like), jax.device_put(leaves))
+    return tree, manifest["metadata"]
 
 
 def _small_files() -> ocp.Context:
@@ -161,6 +220,43 @@ def _spec(leaf: Any) -> _Spec:
     return tuple(np.shape(leaf)), str(dtype)
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of every file of a folder, by its path in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): files.sha256(path) for path in paths}
+
+
+def _check_files(path: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse arrays that are missing or differ from what was written."""
+    if any(math.prod(shape) for shape, _ in manifest["arrays"].values()) and not folder.is_dir():
+        raise _damaged(path, f"no folder {folder.name}")
+    for name, written in manifest.get("files", {}).items():
+        file = folder / name
+        if not file.is_file():
+            raise _damaged(path, f"no file {folder.name}/{name}")
+        if files.sha256(file) != written:
+            raise _damaged(path, f"{folder.name}/{name} was altered or cut short")
+
+
+def _damaged(path: Path, reason: str) -> DamagedError:
+    remedy = "restore it from a copy, or delete it and the result of its stage, and run it again"
+    return DamagedError(f"{path} is damaged: {reason}. Remedy: {remedy}")
+
+
+def _check_settings(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that was made with other settings, naming them."""
+    differing = [
+        f"{key}={saved[key]} (here {value})"
+        for key, value in wanted.items()
+        if key in saved and saved[key] != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} was made with {', '.join(differing)}. Remedy: use its settings, or train this "
+            "stage into a new run"
+        )
+
+
 def _check_fit(path: Path, saved: dict[str, _Spec], needed: dict[str, _Spec]) -> None:
     names = list(needed) + [name for name in saved if name not in needed]
     differing = [name for name in names if not _fits(saved.get(name), needed.get(name))]
@@ -188,41 +284,54 @@ def _describe(spec: _Spec | None) -> str:
     return "no such array" if spec is None else f"{spec[0]} {spec[1]}"
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(
             f"{path}: no such folder. Remedy: run the stage that writes this checkpoint"
         )
-    file = path / "metadata.json"
-    if not file.is_file():
+    if not exists(path):
         raise CheckpointError(
-            f"{path} is not a checkpoint: it has no metadata.json. Remedy: check the path"
+            f"{path} is not a checkpoint: it has no {name}. Remedy: check the path"
         )
+    file = path / name
     try:
-        manifest = json.loads(file.read_text())
+        manifest = files.read_json(file, "Remedy: check the path, or run its stage again")
         found = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} is no checkpoint's metadata. Remedy: check the path"
-        ) from error
+    except FileError as error:
+        raise DamagedError(str(error)) from error
+    except KeyError as error:
+        raise DamagedError(f"{file} is no checkpoint's metadata. Remedy: check the path") from error
     if found != FORMAT:
         raise CheckpointError(
             f"{path}: format {found}, this code reads {FORMAT}. Remedy: save it again"
         )
+    if problem := _wrong(manifest):
+        raise DamagedError(f"{file} is no checkpoint's metadata: {problem}. Remedy: check the path")
     return manifest
 
 
-def _commit(path: Path, text: str) -> None:
-    temporary = path / "metadata.json.tmp"
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path / "metadata.json")
+def _wrong(manifest: Mapping[str, Any]) -> str | None:
+    """What of a manifest is not as `save` writes it; None: nothing."""
+    if not re.fullmatch(r"arrays-[0-9a-f]+", str(manifest.get("folder"))):
+        return "folder"  # nothing outside the checkpoint is read
+    if not isinstance(manifest.get("metadata"), dict):
+        return "metadata"
+    written = manifest.get("files", {})
+    if not isinstance(written, dict) or any(".." in Path(name).parts for name in written):
+        return "files"
+    try:
+        specs = [(math.prod(shape), jnp.dtype(kind)) for shape, kind in manifest["arrays"].values()]
+    except (KeyError, AttributeError, TypeError, ValueError):
+        return "arrays"
+    return None if all(size >= 0 for size, _ in specs) else "arrays"
 
 
-def _remove_old_arrays(path: Path, keep: str) -> None:
+def _remove_old_arrays(path: Path) -> None:
     """Drop the replaced arrays and what saves that were killed have left."""
+    kept = set()
+    for name in MANIFESTS:
+        with suppress(FileError):
+            kept.add(files.read_json(path / name, "").get("folder"))
     for folder in path.glob("arrays-*"):
-        if folder.name != keep:
+        if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ import numpy as np
 from internal_rl.config import RunError
 
 PARTIAL = ".partial"  # how the name of a file ends that is being written
-SEAL = "sha256"  # the key that holds a file's hash of everything else in it
+SEAL = "seal"  # the key that holds a file's hash of everything else in it
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings: JSON has none
 
 
@@ -66,6 +67,12 @@ def write_text(path: Path, text: str) -> None:
     """Replace the text file at `path`, in UTF-8."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def copy(source: Path, target: Path) -> None:
+    """Replace `target` with a copy of `source`."""
+    with source.open("rb") as original, replacing(target) as file:
+        shutil.copyfileobj(original, file)
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

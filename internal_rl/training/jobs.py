@@ -1,15 +1,34 @@
 """Several programs at a time: one process per core, each pinned to its core, single-threaded."""
 
+import fcntl
 import os
-import signal
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from internal_rl import runtime
+from internal_rl.config import RunError
+from internal_rl.training import lock
+from internal_rl.training.stopping import STOPPED, Interrupted
+
 POLL = 0.2  # seconds
+
+
+class JobsFailedError(RunError, RuntimeError):
+    """Some jobs have failed, all others have finished; each has said why.
+
+    failed: (job's name, exit status) each; a negative status is the signal that ended it.
+    """
+
+    def __init__(self, failed: list[tuple["Job", int]]):
+        self.failed = [(job.name, status) for job, status in failed]
+        self.status = 2 if all(status == RunError.status for _, status in failed) else 1
+        named = "; ".join(_failure(job, status) for job, status in failed)
+        super().__init__(f"{named}; run the same command to try again")
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,15 @@ class Job:
     log: Path | None = None
 
 
+@dataclass
+class _Running:
+    """A job that runs. core: the one it is pinned to, as an open lock file; None: to none."""
+
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    core: int | None = field(default=None)
+
+
 def cores() -> list[int]:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -31,72 +59,120 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def run_on_cores(jobs: Iterable[Job], finished: Callable[[Job], None] = lambda job: None) -> None:
-    """Run every job, each on a core of its own.
+def run_on_cores(
+    jobs: Iterable[Job],
+    finished: Callable[[Job], None] = lambda job: None,
+    failed: Callable[[Job, int], None] = lambda job, status: None,
+) -> None:
+    """Run every job, as many at a time as there are cores, each on one that no other program has.
 
-    A job is asked for only when a core is free, and `finished` is called after each.
+    A job is asked for only when there is room for it; `finished` is called after each that has
+    succeeded, `failed` with the exit status of each other one. One that fails stops no other.
 
-    Raises RuntimeError naming the job that failed. Whatever ends this call, SIGTERM included, ends
-    the running jobs.
+    Raises JobsFailedError at the end if some failed, and Interrupted if a job was asked to stop.
+    Whatever ends this call, and however this process ends, the running jobs end, too: they are
+    asked to stop, and may save before.
     """
-    free = cores()
     waiting = iter(jobs)
-    active: dict[subprocess.Popen[bytes], tuple[Job, int]] = {}
+    active: list[_Running] = []
+    failures: list[tuple[Job, int]] = []
     more = True
-    with _unwinding_at_sigterm():
-        try:
-            while more or active:
-                # Fill the free cores.
-                while more and free:
-                    if (job := next(waiting, None)) is None:
-                        more = False
-                        break
-                    core = free.pop()
-                    active[_start(job, core)] = job, core
 
-                # Take back those whose job has ended.
-                time.sleep(POLL)
-                for process in [process for process in active if process.poll() is not None]:
-                    job, core = active.pop(process)
-                    if process.returncode:
-                        where = f"; see {job.log}" if job.log else "; see above"
-                        raise RuntimeError(f"{job.name} failed (exit {process.returncode}){where}")
-                    free.append(core)
-                    finished(job)
-        finally:
-            for process in active:
-                process.terminate()
-            for process in active:
-                process.wait()
-
-
-@contextmanager
-def _unwinding_at_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit: by default it would leave the children of this process running."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    former = signal.signal(signal.SIGTERM, end)
+    # Jobs read from this pipe, which nobody writes to: its end says that this process has ended.
+    alive, end = os.pipe()
     try:
-        yield
+        while more or active:
+            # Fill the room.
+            while more and len(active) < len(cores()):
+                if (job := next(waiting, None)) is None:
+                    more = False
+                    break
+                active.append(_start(job, alive))
+
+            # Take leave of those that have ended.
+            time.sleep(POLL)
+            for running in [running for running in active if running.process.poll() is not None]:
+                active.remove(running)
+                _give_back(running)
+                status = running.process.returncode
+                if status == STOPPED:
+                    raise Interrupted(f"{running.job.name} was stopped and saved; run again")
+                if status:
+                    failures.append((running.job, status))
+                    failed(running.job, status)
+                else:
+                    finished(running.job)
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for running in active:
+            running.process.terminate()
+        for running in active:
+            running.process.wait()
+            _give_back(running)
+        os.close(alive)
+        os.close(end)
+    if failures:
+        raise JobsFailedError(failures)
 
 
-def _start(job: Job, core: int) -> subprocess.Popen[bytes]:
+def _failure(job: Job, status: int) -> str:
+    """One job's failure in words."""
+    how = f"exit {status}" if status > 0 else f"killed by signal {-status}"
+    where = f"see {job.log}" if job.log else "see above"
+    return f"{job.name} failed ({how}); {where}"
+
+
+def _start(job: Job, alive: int) -> _Running:
+    # Single-threaded, and with the modules that this process finds.
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    environment = {**os.environ, "XLA_FLAGS": flags}
+    environment = {**os.environ, "XLA_FLAGS": flags, runtime.PARENT: str(alive)}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+
+    # What the process inherits: who owns the run directory, the core, and the pipe.
+    core, reserved = _reserve_core()
+    inherited = (*lock.descriptors(), alive, *([] if reserved is None else [reserved]))
 
     # The child inherits the core; this process then goes back to all of its cores.
-    pin = getattr(os, "sched_setaffinity", lambda process, cores: None)
     everywhere = cores()
-    pin(0, {core})
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     try:
         if job.log is None:
-            return subprocess.Popen(job.command, env=environment)
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("a") as log:
-            return subprocess.Popen(job.command, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(job.command, env=environment, pass_fds=inherited)
+        else:
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            with job.log.open("a", encoding="utf-8") as log:
+                process = subprocess.Popen(
+                    job.command, env=environment, pass_fds=inherited, stdout=log, stderr=log
+                )
     finally:
-        pin(0, set(everywhere))
+        if core is not None:
+            os.sched_setaffinity(0, set(everywhere))
+    return _Running(job, process, reserved)
+
+
+def _reserve_core() -> tuple[int | None, int | None]:
+    """(core, its locked file) that no program of this user has reserved; None: there is none.
+
+    A program without a core of its own is not pinned: the system finds it room.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return None, None
+    folder = Path(tempfile.gettempdir()) / f"internal_rl-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for core in reversed(cores()):
+            file = os.open(folder / f"core-{core}", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return core, file
+            except OSError:  # another program's
+                os.close(file)
+    except OSError:  # nowhere to keep locks
+        pass
+    return None, None
+
+
+def _give_back(running: _Running) -> None:
+    if running.core is not None:
+        os.close(running.core)
+        running.core = None

@@ -3,21 +3,23 @@
 Gradient steps, which most stages take in it, are here, too.
 """
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import PyTree
 
+from internal_rl.config import RunError
 from internal_rl.objectives import global_norm
 from internal_rl.training import checkpoint
+from internal_rl.training.optimiser import left_out
+from internal_rl.training.stopping import Interrupted, stop_flag
 from internal_rl.training.tracking import Tracker, progress
 
 Params = PyTree  # of arrays
@@ -39,12 +41,21 @@ class TrainState:
     step: jax.Array
 
 
-class Interrupted(BaseException):
-    """The run was asked to stop and has saved its state; the same command continues it.
+class DivergedError(RunError):
+    """A training has met numbers that are not finite; what was saved before is whole."""
 
-    Not an Exception: a time limit that fires while W&B is being called must not pass for a failure
-    of W&B.
+
+class Keeping(TypedDict):
+    """What the trainings of one run have in common.
+
+    checkpoint_every: steps between checkpoints.
+    non_finite: what to do about a loss or gradient that is not finite: "stop" or "skip".
+    settings: those of the run, by dotted path; kept with each checkpoint.
     """
+
+    checkpoint_every: int
+    non_finite: str
+    settings: Mapping[str, Any]
 
 
 def init_state(params: Params, optimiser: optax.GradientTransformation) -> TrainState:
@@ -135,11 +146,12 @@ def train(
     position: Callable[[State], int],
     log: Callable[[int, PyTree, float], Mapping[str, str]],
     log_every: int,
-    checkpoint_every: int,
-    evaluate: Callable[[State, int, float], None] = lambda state, done, speed: None,
+    keeping: Keeping,
+    resumed: Callable[[int], None] = lambda done: None,
+    evaluate: Callable[[State, int, float], Mapping[str, float]] = lambda state, done, speed: {},
     evaluate_every: int = 0,
     saved: Callable[[State], None] = lambda state: None,
-) -> State:
+) -> tuple[State, Mapping[str, float]]:
     """The one training loop: advance to `steps`, from the checkpoint `running` if there is one.
 
     advance: (state, step) -> (state, metrics), one step from the state after `step` steps.
@@ -147,15 +159,24 @@ def train(
     log: (done, metrics, speed) -> what the progress line shows; logs the metrics of the step
         `done`, on the host by then, and the steps per second so far. Metrics are fetched one log
         line late, so that the host never waits for the step it has just sent.
-    evaluate: (state, done, speed), called every `evaluate_every` steps (0: never) and at the end.
+    resumed: (done), called once before the first step: what was logged beyond it is logged again.
+    evaluate: (state, done, speed) -> scores, called every `evaluate_every` steps (0: never) and at
+        the end.
     saved: (state), called with each checkpoint.
 
-    Raises Interrupted after SIGINT or SIGTERM, once saved.
+    Returns the last state and its scores.
+
+    Raises Interrupted after SIGINT, SIGTERM or SIGUSR1, once saved, and DivergedError at numbers
+    that are not finite, unless steps that give some are to be left out.
     """
+    scores: Mapping[str, float] = {}
     if checkpoint.exists(running):
-        state = checkpoint.restore(running, state)
+        state, metadata = checkpoint.read(running, state, keeping["settings"])
+        scores = metadata.get("scores", {})
     start = position(state)
+    resumed(start)
     began = time.monotonic()
+    sound = _Sound(stage, keeping, start, left_out(state))
 
     # The step whose metrics the next log line fetches, and these.
     pending: tuple[int, PyTree] | None = None
@@ -164,7 +185,11 @@ def train(
         return (done - start) / (time.monotonic() - began)
 
     def flush() -> Mapping[str, str]:
-        return {} if pending is None else log(pending[0], jax.device_get(pending[1]), speed(done))
+        if pending is None:
+            return {}
+        metrics, skipped = jax.device_get(pending[1])
+        sound.check(pending[0], metrics, skipped)
+        return log(pending[0], metrics, speed(done))
 
     with stop_flag() as stop, progress(steps, stage, initial=start) as bar:
         for step in range(start, steps):
@@ -175,24 +200,85 @@ def train(
             shown: Mapping[str, str] = {}
             if done % log_every == 0 or done == steps:
                 shown = flush()
-                pending = (done, metrics)
+                pending = (done, (metrics, left_out(state)))
             bar.update(1, **shown)
-            if evaluate_every and done % evaluate_every == 0 and done < steps:
-                evaluate(state, done, speed(done))
+            if done == steps or (evaluate_every and done % evaluate_every == 0):
+                scores = evaluate(state, done, speed(done))
 
             # A checkpoint comes with all metrics so far: the resumed run will not log them.
             stopping = stop.requested  # read once: the signal may come at any moment
-            if stopping or done % checkpoint_every == 0 or done == steps:
+            if stopping or done % keeping["checkpoint_every"] == 0 or done == steps:
                 flush()
                 pending = None
-                checkpoint.save(running, state, {"stage": stage, "step": done})
+                sound.check(done, {}, left_out(state))
+                checkpoint.save(running, state, _metadata(stage, done, scores, keeping), keep=True)
+                sound.saved = done
                 saved(state)
             if stopping:
                 raise Interrupted(
                     f"{stage} stopped after step {done} and saved; run the same command to continue"
                 )
-    evaluate(state, steps, speed(steps))
-    return state
+    sound.report()
+    return state, scores
+
+
+def _metadata(
+    stage: str, step: int, scores: Mapping[str, float], keeping: Keeping
+) -> dict[str, Any]:
+    return {"stage": stage, "step": step, "scores": scores, "config": keeping["settings"]}
+
+
+class _Sound:
+    """Whether the numbers of a training are finite; stops it where they are not.
+
+    saved: the step of the last checkpoint.
+    """
+
+    ENDLESS = 100  # steps left out in a row after which none is expected to be any better
+
+    def __init__(self, stage: str, keeping: Keeping, saved: int, skipped: jax.Array):
+        self.stage = stage
+        self.stops = keeping["non_finite"] == "stop"
+        self.settings = keeping["settings"]
+        self.saved = saved
+        self.checked = saved
+        self.skipped = int(skipped[0])
+
+    def check(self, done: int, metrics: PyTree, skipped: jax.Array) -> None:
+        """Look at the metrics of the step `done` and at the steps left out so far (`left_out`)."""
+        # Of several seeds each metric is an array.
+        bad = {
+            name: float(values[~np.isfinite(values)][0])
+            for name, values in ((name, np.ravel(value)) for name, value in metrics.items())
+            if not np.isfinite(values).all()
+        }
+        total, in_a_row = np.asarray(skipped).tolist()
+        endless = in_a_row >= self.ENDLESS
+        if endless or (self.stops and (bad or total > self.skipped)):
+            raise DivergedError(self._diagnosis(done, bad, endless))
+        self.checked = done
+        self.skipped = total
+
+    def report(self) -> None:
+        """Say how many steps were left out, if any were."""
+        if self.skipped:
+            print(f"{self.stage}: {self.skipped} steps left out: not finite", flush=True)
+
+    def _diagnosis(self, done: int, bad: Mapping[str, float], endless: bool) -> str:
+        stage = self.stage.split()[0]
+        part = {"internal_rl": "reinforce", "raw_rl": "reinforce"}.get(stage, stage)
+        optim = f"{'propose' if part.startswith('propose') else part}.optim"
+        rate = self.settings.get(f"{optim}.learning_rate")
+        clip = self.settings.get(f"{optim}.clip")
+        shown = ", ".join(f"{name} {value}" for name, value in sorted(bad.items()))
+        kept = f"step {self.saved} is saved, and whole" if self.saved else "nothing was saved"
+        go_on = "" if endless else ", or leave such steps out with non_finite=skip"
+        return (
+            f"{self.stage}: a loss or gradient was not finite after step {self.checked} and by "
+            f"step {done}{f' ({shown})' if shown else ''}; {kept}. "
+            f"Lower {optim}.learning_rate={rate}, or set {optim}.clip={clip} (in a new run_dir)"
+            f"{go_on}"
+        )
 
 
 def run(
@@ -205,30 +291,31 @@ def run(
     tracker: Tracker,
     directory: Path,
     log_every: int,
-    checkpoint_every: int,
+    keeping: Keeping,
     evaluate: Callable[[Params], dict[str, float]] = lambda params: {},
     evaluate_every: int = 0,
-) -> tuple[TrainState, dict[str, float]]:
+    tags: Mapping[str, float] | None = None,
+) -> tuple[TrainState, Mapping[str, float]]:
     """Take gradient steps up to `steps` (see `train`), with metrics by `tracker`.
 
     inputs: (step) -> (frozen, rows), the arguments of `update` after the state.
     evaluate: (params) -> scores, asked every `evaluate_every` steps (0: never) and at the end.
+    tags: metrics that tell several trainings of one stage apart; logged with every line.
 
     Returns the last state and its scores.
     """
+    tags = tags or {}
 
     def log(done: int, metrics: Metrics, speed: float) -> Mapping[str, str]:
-        tracker.log(stage, done, {name: float(value) for name, value in metrics.items()})
+        tracker.log(stage, done, {**{name: float(x) for name, x in metrics.items()}, **tags})
         return {}
 
-    # Scores are kept: the last ones are returned.
-    scores: dict[str, float] = {}
+    def score(state: TrainState, done: int, speed: float) -> Mapping[str, float]:
+        scores = evaluate(state.params)
+        tracker.log(stage, done, {**scores, **tags, "steps_per_second": speed})
+        return scores
 
-    def score(state: TrainState, done: int, speed: float) -> None:
-        scores.update(evaluate(state.params))
-        tracker.log(stage, done, scores | {"steps_per_second": speed})
-
-    state = train(
+    return train(
         lambda state, step: update(state, *inputs(step)),
         state,
         stage=stage,
@@ -237,44 +324,8 @@ def run(
         position=lambda state: int(state.step),
         log=log,
         log_every=log_every,
-        checkpoint_every=checkpoint_every,
+        keeping=keeping,
+        resumed=lambda done: tracker.rewind(stage, done, **tags),
         evaluate=score,
         evaluate_every=evaluate_every,
     )
-    return state, scores
-
-
-class StopFlag:
-    """`requested` turns True when the process is asked to stop."""
-
-    requested = False
-
-
-def interrupt_after(seconds: float) -> None:
-    """Stop this process after `seconds`.
-
-    A loop saves and ends with Interrupted, anything else ends with it at once.
-    """
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted(f"time_limit={seconds:g} s is over; run the same command to continue")
-
-    signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-@contextmanager
-def stop_flag() -> Iterator[StopFlag]:
-    """Turns SIGINT, SIGTERM and the time limit into a flag while it is open, in the main thread."""
-    flag = StopFlag()
-
-    def request(*_: object) -> None:
-        flag.requested = True
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    former = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield flag
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from jaxtyping import PyTree
@@ -15,7 +16,8 @@ def make_optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformat
     """AdamW as configured, with decay on matrices only.
 
     The observation embedding may have its own undecayed rate, and the matrices of the blocks may be
-    stepped by Muon (Jordan et al. 2024).
+    stepped by Muon (Jordan et al. 2024). A step whose gradient is not finite is left out and
+    counted (`left_out`).
     """
 
     def schedule(rate: float) -> optax.Schedule:
@@ -45,7 +47,18 @@ def make_optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
     # Gradients are clipped by their norm over all groups.
     clip = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
-    return optax.chain(*clip, optimiser)
+    return optax.apply_if_finite(optax.chain(*clip, optimiser), max_consecutive_errors=2**31 - 1)
+
+
+def left_out(state: PyTree) -> jax.Array:
+    """Steps that the optimisers have left out whose states are in `state`.
+
+    int32 [2]: how many in all, and how many in a row until now (of several seeds: the fewest).
+    """
+    tree_get = partial(optax.tree_utils.tree_get_all_with_path, state)
+    total = sum((count.sum() for _, count in tree_get("total_notfinite")), jnp.int32(0))
+    in_a_row = [count.min() for _, count in tree_get("notfinite_count")]
+    return jnp.stack([total, *in_a_row[:1]] if in_a_row else [total, total])
 
 
 def _matrices(params: PyTree) -> PyTree:

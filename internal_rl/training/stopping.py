@@ -5,9 +5,13 @@ loop saves and ends, anything else ends at once. The same command continues.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from internal_rl.config import RunError
 
 STOPPED = 3  # exit status of a program that was asked to stop, and can be continued
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -50,6 +54,28 @@ def interrupt_after(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
+def say(ending: BaseException) -> int:
+    """Say in one line on stderr why a program ends, unless its own fault is the reason.
+
+    Returns the exit status: STOPPED where the same command continues, 130 after Ctrl-C, else that
+    of the error. Raises what is none of these.
+    """
+    if isinstance(ending, Interrupted):
+        print(ending, file=sys.stderr)
+        return STOPPED
+    if isinstance(ending, KeyboardInterrupt):
+        print("stopped; run the same command to continue", file=sys.stderr)
+        return 130
+    if isinstance(ending, RunError):
+        print(f"error: {ending}", file=sys.stderr)
+        return ending.status
+    if isinstance(ending, OSError) and ending.filename:
+        remedy = "what was saved is whole: mend it, and run the same command to continue"
+        print(f"error: {ending.filename}: {ending.strerror}; {remedy}", file=sys.stderr)
+        return RunError.status
+    raise ending
+
+
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
     """Turns the signals, Ctrl-C and the time limit into a flag while it is open.
@@ -69,7 +95,7 @@ def stop_flag() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-def _handle(numbers: tuple[int, ...], handler: Callable[..., None]) -> dict[int, object]:
+def _handle(numbers: tuple[int, ...], handler: Callable[..., None]) -> dict[int, Any]:
     """Set a handler in the main thread; returns the former ones."""
     if threading.current_thread() is not threading.main_thread():
         return {}

@@ -65,8 +65,9 @@ class Tracker:
         run_dir: Path,
         *,
         wandb_mode: str = "auto",
-        project: str = "internal-rl",
+        project: str | None = None,
         name: str | None = None,
+        group: str | None = None,
         config: Mapping[str, Any] | None = None,
         context: Mapping[str, int | float | str] | None = None,
     ) -> None:
@@ -77,7 +78,12 @@ class Tracker:
                 f"context key {clash[0]!r} names a metric or a key of the line: rename it"
             )
         run_dir.mkdir(parents=True, exist_ok=True)
-        options = {"project": project, "name": name, "config": {**(config or {}), **self._context}}
+        options = {
+            "project": project,
+            "name": name,
+            "group": group,
+            "config": {**(config or {}), **self._context},
+        }
         self._run = _start_wandb(run_dir, wandb_mode, options)
         self._file = _open_lines(run_dir / "metrics.jsonl")
 
@@ -97,6 +103,25 @@ class Tracker:
             os.write(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
         point = {axis: int(x)} | {name: float(value) for name, value in metrics.items()}
         self._send(lambda run: run.log({f"{stage}/{key}": value for key, value in point.items()}))
+
+    def rewind(self, stage: str, x: int, **where: float) -> None:
+        """Drop this process's lines of a stage beyond x: a resumed run logs them again.
+
+        where: only lines that hold these values, which tell several trainings of a stage apart.
+        """
+        tags = {**self._context, **where}
+
+        def dropped(line: Line) -> bool:
+            beyond = line["stage"] == stage and line.get("step", line.get("episodes", 0)) > x
+            return beyond and all(line.get(key) == value for key, value in tags.items())
+
+        with _locked(self._file):
+            size = os.fstat(self._file).st_size
+            content = os.pread(self._file, size, 0).splitlines(keepends=True)
+            kept = [text for text in content if not dropped(json.loads(text))]
+            if len(kept) < len(content):
+                os.ftruncate(self._file, 0)
+                os.write(self._file, b"".join(kept))
 
     def forward(self, lines: Iterable[Line]) -> None:
         """Send lines that other processes wrote (as `read_metrics` gives them) to W&B only.

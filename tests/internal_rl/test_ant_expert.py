@@ -177,7 +177,8 @@ def test_training_writes_an_expert_and_resumes(
     world: AntWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(directory, tracker):
-        return expert.train(CONFIG, world, 0, directory, tracker)
+        keeping = {"checkpoint_every": 1, "non_finite": "stop", "settings": {}}
+        return expert.train(CONFIG, world, 0, directory, tracker, keeping)
 
     class Stopping(Tracker):
         def log(self, stage: str, x: int, metrics: Any) -> None:
@@ -202,6 +203,12 @@ def test_training_writes_an_expert_and_resumes(
     assert not np.array_equal(before["kernel_0"], after["kernel_0"])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 3  # updates of 32 control steps
+
+    # As one that was not interrupted: the ants go on where they were.
+    with Tracker(tmp_path / "whole", **settings) as tracker:
+        assert train(tmp_path / "whole", tracker) == scores
+    ant.load.cache_clear()
+    jax.tree.map(np.testing.assert_array_equal, ant.load(tmp_path / "whole" / "expert.npz"), after)
     shares = expert.measure(tmp_path / "expert.npz", world, 8)
     assert sum(
         share for name, share in shares.items() if name.startswith("ending")

@@ -108,7 +108,10 @@ def test_without_a_whole_manifest_there_is_no_dataset(saved: Path, text: str | N
     manifest.unlink()
     if text is not None:
         manifest.write_text(text)
-    with pytest.raises(DatasetError, match=r"manifest\.json.*no finished dataset"):
+    with pytest.raises(
+        DatasetError,
+        match=r"no finished dataset.*manifest\.json|manifest\.json.*no finished dataset",
+    ):
         load(saved)
 
 
@@ -173,8 +176,9 @@ def test_pickled_objects_are_refused_even_with_the_right_hash(saved: Path) -> No
     np.savez(file, **(arrays | {"action": np.array([Bomb(), Bomb()])}))
     content = json.loads(manifest.read_text())
     content["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    del content["seal"]  # whoever writes such a file can write that, too
     manifest.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(DatasetError, match=r"behaviour-00001.npz is damaged: it holds no arrays"):
         load(saved)
 
 

@@ -18,16 +18,19 @@ import pytest
 from flax import nnx
 
 from envs.gridworld import GridWorld
+from internal_rl import streams
 from internal_rl.config import Config, OptimConfig
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.model import Model, Params
 from internal_rl.models.policy import LatentInput, LatentPolicy, RawPolicy
 from internal_rl.rollout import Actor, Decisions, Rollout
+from internal_rl.run import Run
 from internal_rl.stages import reinforce
 from internal_rl.stages.reinforce import Learner, LearnerState, train_seeds
 from internal_rl.trained import TrainedModels, fresh_policy, seed_key
 from internal_rl.training import checkpoint
-from internal_rl.training.loop import Interrupted
+from internal_rl.training.loop import DivergedError
+from internal_rl.training.stopping import Interrupted
 from internal_rl.training.tracking import Tracker, read_metrics
 
 BATCH, SLOTS = 8, 4
@@ -389,11 +392,16 @@ def outcome(run_dir: Path, result: dict[str, Any], seed: int) -> tuple[Any, ...]
     return np.asarray(policy["w"]).tolist(), lines, result["before"], result["success"]
 
 
+class StubRun(Run):
+    @property
+    def post_models(self) -> Any:
+        return SimpleNamespace(policy_initialiser=lambda actor: lambda key: {"w": noise(key)})
+
+
 def train_stub(
     stub: StubLearner, run_dir: Path, *seeds: int, kind: type[Tracker] = Tracker
 ) -> dict[int, tuple]:
-    models = SimpleNamespace(policy_initialiser=lambda actor: lambda key: {"w": noise(key)})
-    run = SimpleNamespace(config=stub.config, directory=run_dir, post_models=models)
+    run = StubRun(stub.config, run_dir)
     with ExitStack() as stack:
         trackers = {
             k: stack.enter_context(kind(run_dir / f"log_{k}", wandb_mode="disabled")) for k in seeds
@@ -424,3 +432,31 @@ def test_seeds_trained_as_one_program_are_those_trained_alone(
         np.testing.assert_allclose(together[seed][0], alone[0], rtol=1e-6)
         np.testing.assert_allclose(together[seed][1], alone[1], rtol=1e-5)
         assert together[seed][2:] == alone[2:]
+
+
+def test_a_seed_whose_numbers_are_not_finite_stops_no_other(
+    stub: StubLearner, tmp_path: Path
+) -> None:
+    """Of several in one program; alone it stops."""
+    seeds = jnp.stack([reinforce.seed_key(stub.config, "raw_rl", seed) for seed in (4, 7)])
+
+    def init(params: Params) -> LearnerState:
+        left_out = optax.ApplyIfFiniteState(jnp.int32(0), jnp.bool_(True), jnp.int32(0), None)
+        return LearnerState(params, (left_out, {"m": jnp.zeros(2)}), jnp.zeros((), jnp.int32))
+
+    def update(state: LearnerState, actor: StubActor, key: jax.Array) -> Any:
+        left_out, rest = state.optimiser
+        inner, metrics = plain(LearnerState(state.params, rest, state.update), actor, key)
+        first = jnp.abs(state.params["w"] - noise(streams.fold(seeds[0], "weights.policy"))).sum()
+        bad = (state.update == 0) & (first == 0)
+        count = left_out._replace(total_notfinite=left_out.total_notfinite + bad)
+        return replace(inner, optimiser=(count, inner.optimiser)), metrics
+
+    plain, stub.init, stub.update = stub.update, init, update  # type: ignore[method-assign]
+    run = StubRun(stub.config, tmp_path)
+    with pytest.raises(DivergedError, match="raw_rl: a loss or gradient of seed 4 was not finite"):
+        reinforce._run_together(run, "raw_rl", [4, 7])
+    assert run.result("raw_rl_4") is None
+    assert run.result("raw_rl_7") is not None
+    with pytest.raises(DivergedError, match=r"raw_rl seed 4: .* not finite after step 0 and by"):
+        train_stub(stub, tmp_path / "alone", 4)

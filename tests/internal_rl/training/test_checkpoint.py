@@ -118,7 +118,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         checkpoint.metadata(tmp_path)
     for text in ("{", "[]", "{}"):
         (tmp_path / "metadata.json").write_text(text)
-        with pytest.raises(CheckpointError, match="no checkpoint's metadata"):
+        damaged = r"metadata\.json is (damaged|no checkpoint's metadata)"
+        with pytest.raises(CheckpointError, match=damaged):
             checkpoint.metadata(tmp_path)
     (tmp_path / "metadata.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(CheckpointError, match="format 99, this code reads 1"):
@@ -126,8 +127,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["while writing arrays", "before the commit"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_a_crash_during_save_leaves_the_former_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: type[BaseException]
 ) -> None:
     path = tmp_path / "base"
     checkpoint.save(path, {"w": jnp.full(2, 1.0)}, {"step": 1})
@@ -136,14 +138,15 @@ def test_a_crash_during_save_leaves_the_former_checkpoint(
         if moment == "while writing arrays":
             Path(arguments[0]).mkdir()
             (Path(arguments[0]) / "half").write_text("x")
-        raise OSError("disk full")
+        raise error("disk full")
 
     with monkeypatch.context() as patch:
         if moment == "while writing arrays":
             patch.setattr(checkpoint.ocp, "save", crash)
         else:
             patch.setattr(Path, "replace", crash)
-        with pytest.raises(OSError, match="disk full"):
+        refusal = "base cannot be written .*disk full.*make room" if error is OSError else "full"
+        with pytest.raises((CheckpointError, KeyboardInterrupt), match=refusal):
             checkpoint.save(path, {"w": jnp.full(2, 2.0)}, {"step": 2})
 
     like = {"w": jnp.zeros(2)}
@@ -198,3 +201,87 @@ def test_files_of_a_large_checkpoint_are_small(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "large", tree)
     assert max(file.stat().st_size for file in (tmp_path / "large").rglob("*")) < 16e6
     assert_equal_trees(checkpoint.restore(tmp_path / "large", tree), tree)
+
+
+# --- damage, and what another configuration has written ----------------------------------------
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+
+
+def parts(path: Path) -> list[Path]:
+    """Every file of a checkpoint but the one before."""
+    folder = path / json.loads((path / "metadata.json").read_text())["folder"]
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.stat().st_size]
+    return [path / "metadata.json", *files]
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut short", "altered"])
+def test_every_damaged_file_is_named_and_the_checkpoint_before_is_used(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    like = {"w": jnp.zeros(2)}
+    for index in range(len(parts(whole(tmp_path / "whole")))):
+        # Alone it is refused, in one line.
+        path = whole(tmp_path / f"alone-{index}")
+        damage(parts(path)[index], how)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.restore(path, like)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+        # With the one before, that takes its place, and says so.
+        path = whole(tmp_path / f"kept-{index}", keep=True)
+        damage(parts(path)[index], how)
+        tree, metadata = checkpoint.read(path, like)
+        assert metadata == {"step": 1}
+        assert_equal_trees(tree, {"w": jnp.full(2, 1.0)})
+        assert "the checkpoint before it is used" in capsys.readouterr().err
+
+        # What is saved next is whole again.
+        checkpoint.save(path, {"w": jnp.full(2, 3.0)}, {"step": 3}, keep=True)
+        assert checkpoint.read(path, like)[1] == {"step": 3}
+
+
+def whole(path: Path, keep: bool = False) -> Path:
+    for step in (1, 2):
+        checkpoint.save(path, {"w": jnp.full(2, float(step))}, {"step": step}, keep=keep)
+    return path
+
+
+def test_the_one_before_goes_where_it_is_not_kept(tmp_path: Path) -> None:
+    path = whole(tmp_path / "base", keep=True)
+    assert len(list(path.glob("arrays-*"))) == 2
+    checkpoint.save(path, {"w": jnp.zeros(2)})
+    assert sorted(file.name[:7] for file in path.iterdir()) == ["arrays-", "metadat"]
+
+
+def test_another_architecture_is_refused_by_its_keys(tmp_path: Path) -> None:
+    """Also one whose arrays have the same shapes."""
+    config = {"model.control_layer": 1, "model.mixer": "hawk", "model.depth": 4}
+    checkpoint.save(tmp_path / "base", {"w": jnp.ones(2)}, {"config": config})
+    like = {"w": jnp.zeros(2)}
+    checkpoint.restore(tmp_path / "base", like, {**config, "model.new": 3})
+    wanted = {**config, "model.control_layer": 2, "model.depth": 5}
+    message = r"model.control_layer=1 \(here 2\), model.depth=4 \(here 5\)"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.restore(tmp_path / "base", like, wanted)
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/etc", "arrays-zz", ""])
+def test_nothing_outside_the_checkpoint_is_read(tmp_path: Path, folder: str) -> None:
+    path = whole(tmp_path / "base")
+    manifest = json.loads((path / "metadata.json").read_text())
+    del manifest["seal"]  # a stranger can make one
+    (path / "metadata.json").write_text(json.dumps({**manifest, "folder": folder}))
+    with pytest.raises(CheckpointError, match="no checkpoint's metadata: folder"):
+        checkpoint.restore(path, {"w": jnp.zeros(2)})

@@ -1,5 +1,6 @@
-"""Programs side by side: each on one core, when there is room; a failure names its job."""
+"""Programs side by side: each on one core, when there is room; a failure ends no other."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from internal_rl.training.jobs import Job, cores, run_on_cores
+from internal_rl.training.jobs import Job, JobsFailedError, cores, run_on_cores
+from internal_rl.training.lock import owned
+from internal_rl.training.stopping import STOPPED
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,38 +46,148 @@ def test_every_job_runs_on_a_core_of_its_own(tmp_path):
         assert {(tmp_path / f"{index}.log").read_text() for index in asked} == {"1 True\n"}
 
 
-def test_a_failure_names_the_job(tmp_path):
-    broken = python("broken", "raise SystemExit(7)", tmp_path / "broken.log")
-    with pytest.raises(RuntimeError, match=r"broken failed \(exit 7\); see .*broken.log"):
-        run_on_cores([broken])
+def test_a_failure_stops_no_other_job_and_is_named_at_the_end(tmp_path):
+    jobs = [
+        python("broken", "raise SystemExit(7)", tmp_path / "broken.log"),
+        python("fine", "import time; time.sleep(1)"),
+        python("refused", "raise SystemExit(2)"),
+        python("last", ""),
+        python("killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+    ]
+    finished, failed = [], []
+    with pytest.raises(JobsFailedError) as caught:
+        run_on_cores(
+            jobs,
+            lambda job: finished.append(job.name),
+            lambda job, status: failed.append((job.name, status)),
+        )
+    assert sorted(finished) == ["fine", "last"]
+    assert sorted(failed) == [("broken", 7), ("killed", -9), ("refused", 2)]
+    assert sorted(caught.value.failed) == sorted(failed)
+    assert "killed failed (killed by signal 9); see above" in str(caught.value)
+    assert f"broken failed (exit 7); see {tmp_path / 'broken.log'}" in str(caught.value)
+    assert caught.value.status == 1
 
 
-@pytest.mark.parametrize("ending", ["failure", "SIGTERM"])
-def test_no_job_outlives_the_call(tmp_path, ending):
-    """Whether another job fails or the process that runs them is told to end."""
-    mark = tmp_path / "started"
-    slow = f"import pathlib, time; pathlib.Path({str(mark)!r}).touch(); time.sleep({HANG})"
-    jobs = [python("slow", slow)]
-    if ending == "failure":
-        if len(cores()) == 1:
-            pytest.skip("one core: no second job beside the slow one")
-        wait = f"while not pathlib.Path({str(mark)!r}).exists(): time.sleep(.05)"
-        jobs.append(python("broken", f"import pathlib, time\n{wait}\nraise SystemExit(1)"))
+def test_failures_that_a_user_can_mend_are_such_together():
+    with pytest.raises(JobsFailedError) as caught:
+        run_on_cores([python(name, "raise SystemExit(2)") for name in "ab"])
+    assert caught.value.status == 2
+
+
+def start(tmp_path: Path, *jobs: Job) -> subprocess.Popen[bytes]:
+    """A program that runs these jobs; returns once the job that makes the mark has started."""
     program = f"""
+import sys
 from pathlib import Path
+from internal_rl.training import stopping
 from internal_rl.training.jobs import Job, run_on_cores
-run_on_cores({jobs!r})
+stopping.end_at_signals()
+try:
+    run_on_cores({[*jobs]!r})
+except BaseException as ending:
+    sys.exit(stopping.say(ending))
 """
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, start_new_session=True)
+    while not (tmp_path / "started").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    return parent
+
+
+def marked(tmp_path: Path, program: str) -> Job:
+    """A job of this project that makes the mark, then runs the program."""
+    return python(
+        "marked",
+        f"""
+import os, pathlib, signal, sys, time
+from internal_rl import runtime
+runtime.end_with_parent()
+pathlib.Path({str(tmp_path / "started")!r}).touch()
+{program}""",
+    )
+
+
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGKILL", "a job that stops"])
+def test_no_job_outlives_the_program_that_runs_them(tmp_path, ending):
+    """Whether that is told to end, or is killed, or a job of it has been told to end."""
+    jobs = [marked(tmp_path, f"time.sleep({HANG})")]
+    if ending == "a job that stops":
+        if len(cores()) == 1:
+            pytest.skip("one core: no second job beside the slow one")
+        wait = f"while not pathlib.Path({str(tmp_path / 'started')!r}).exists(): time.sleep(.05)"
+        jobs.append(python("stopped", f"import pathlib, time\n{wait}\nraise SystemExit(3)"))
+    parent = start(tmp_path, *jobs)
     try:
-        if ending == "SIGTERM":
-            while not mark.exists():
-                assert parent.poll() is None
-                time.sleep(0.05)
-            parent.terminate()
-        assert parent.wait(timeout=HANG) != 0
-        with pytest.raises(ProcessLookupError):  # nobody is left in its group
-            os.killpg(parent.pid, 0)
+        if ending.startswith("SIG"):
+            parent.send_signal(getattr(signal, ending))
+        expected = {"SIGINT": 130, "SIGKILL": -9}.get(ending, STOPPED)
+        assert parent.wait(timeout=HANG) == expected
+        while group_lives(parent.pid):  # a killed parent's jobs need a moment
+            assert ending == "SIGKILL"
+            time.sleep(0.05)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(parent.pid, signal.SIGKILL)
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_job_may_save_before_it_ends_with_its_parent(tmp_path):
+    """Asked as by Slurm; the directory is its own until it has ended."""
+    save = f"""
+def save(*_):
+    time.sleep(1)
+    pathlib.Path({str(tmp_path / "saved")!r}).touch()
+    sys.exit(3)
+signal.signal(signal.SIGTERM, save)
+time.sleep({HANG})"""
+    job = marked(tmp_path, save)
+    program = f"""
+from pathlib import Path
+from internal_rl.training.jobs import Job, run_on_cores
+from internal_rl.training.lock import owned
+with owned(Path({str(tmp_path)!r})):
+    run_on_cores([{job!r}])
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while not (tmp_path / "started").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.2)  # its handler
+    parent.kill()
+    parent.wait()
+    with owned(tmp_path):
+        assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
+def test_two_programs_share_no_core(tmp_path):
+    """As two runs at once do; what finds no free core is not pinned."""
+    shown = "print(sorted(os.sched_getaffinity(0)), flush=True)"
+    parent = start(tmp_path, marked(tmp_path, f"{shown}; time.sleep({HANG})"))
+    try:
+        time.sleep(0.2)
+        first = taken(parent.pid)
+        program = f"import os; {shown}"
+        jobs = [python(str(i), program, tmp_path / f"{i}.log") for i in range(len(cores()))]
+        run_on_cores(jobs)
+        pinned = [json.loads((tmp_path / f"{i}.log").read_text()) for i in range(len(cores()))]
+        assert all(first not in each for each in pinned if len(each) == 1)
+        assert [each for each in pinned if len(each) > 1] == [cores()]
+    finally:
+        parent.terminate()
+        parent.wait()
+
+
+def taken(parent: int) -> int:
+    """The core of the program's only job."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (core,) = os.sched_getaffinity(int(children[0]))
+    return core

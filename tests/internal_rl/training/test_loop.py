@@ -1,9 +1,11 @@
 """The training loop: what is interrupted goes on as if it had not been; and the optimiser."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,24 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from internal_rl.config import OptimConfig
 from internal_rl.training import checkpoint
-from internal_rl.training.loop import (
-    Interrupted,
-    TrainState,
-    init_state,
-    interrupt_after,
-    make_update,
-    run,
-    stop_flag,
-)
-from internal_rl.training.optimiser import make_optimiser
+from internal_rl.training.loop import DivergedError, TrainState, init_state, make_update, run
+from internal_rl.training.optimiser import left_out, make_optimiser
+from internal_rl.training.stopping import Interrupted, end_at_signals, interrupt_after, stop_flag
 from internal_rl.training.tracking import Tracker, read_metrics
 from tests.limits import HANG
 
 STEPS = 6
+KEEPING = {"checkpoint_every": 4, "non_finite": "stop", "settings": {"pretrain.steps": STEPS}}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +81,10 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def warn() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 def crash() -> None:
     raise MemoryError
 
@@ -96,9 +97,10 @@ def train(
     directory: Path,
     **settings: Any,
 ) -> TrainState:
-    defaults = {"log_every": 2, "checkpoint_every": 4} | settings
+    keeping = KEEPING | {key: settings.pop(key) for key in KEEPING if key in settings}
+    defaults = {"log_every": 2, "keeping": keeping} | settings
     common = {"stage": "pretrain", "steps": STEPS, "tracker": tracker, "directory": directory}
-    return run(update, state, inputs, **common, **defaults)[0]
+    return run(update, state, inputs, **(common | defaults))[0]
 
 
 def assert_same(actual: TrainState, expected: TrainState) -> None:
@@ -128,6 +130,7 @@ def test_run_is_the_plain_loop(update: Callable, fresh: TrainState, uninterrupte
     assert uninterrupted[1] == [(step, pytest.approx(losses[step])) for step in (2, 4, 6)]
 
 
+@pytest.mark.parametrize("ask", [terminate, warn])
 @pytest.mark.parametrize("at", [0, 2, 4, 5])
 def test_a_stopped_run_goes_on_bit_for_bit(
     update: Callable,
@@ -136,10 +139,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     tmp_path: Path,
     uninterrupted: tuple,
     at: int,
+    ask: Callable[[], None],
 ) -> None:
     directory = tmp_path / "pretrain"
     with pytest.raises(Interrupted, match=f"after step {at + 1} and saved"):
-        train(update, fresh, Inputs({at: terminate}), tracker, directory)
+        train(update, fresh, Inputs({at: ask}), tracker, directory)
     assert checkpoint.metadata(directory / "running")["step"] == at + 1
 
     rest = Inputs()
@@ -156,6 +160,103 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     rest = Inputs()
     assert_same(train(update, fresh, rest, tracker, tmp_path), uninterrupted[0])
     assert rest.asked == [4, 5]
+    assert logged(tmp_path) == uninterrupted[1]
+
+
+def test_scores_come_with_the_last_checkpoint(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path
+) -> None:
+    """What ends between a training and its result evaluates nothing twice, and logs nothing."""
+
+    def evaluate(params: Any) -> dict[str, float]:
+        return {"valid_nll": 0.5}
+
+    def last(evaluate: Callable) -> Any:
+        settings = {"stage": "pretrain", "tracker": tracker, "directory": tmp_path, "log_every": 2}
+        settings |= {"steps": STEPS, "keeping": KEEPING, "evaluate": evaluate}
+        return run(update, fresh, Inputs(), **settings)[1]
+
+    assert last(evaluate) == {"valid_nll": 0.5}
+    lines = (tmp_path / "metrics.jsonl").read_bytes()
+    assert last(lambda _: pytest.fail("evaluated again")) == {"valid_nll": 0.5}
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines
+
+
+def test_in_a_thread_a_training_has_no_handlers(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, uninterrupted: tuple
+) -> None:
+    """As agents and study drivers call it."""
+    with ThreadPoolExecutor() as pool:
+        state = pool.submit(train, update, fresh, Inputs(), tracker, tmp_path).result()
+        pool.submit(end_at_signals).result()
+    assert_same(state, uninterrupted[0])
+
+
+# --- numbers that are not finite ----------------------------------------------------------------
+
+
+def spoil(inputs: Inputs, *at: int) -> Callable[[int], tuple[None, np.ndarray]]:
+    def spoilt(step: int) -> tuple[None, np.ndarray]:
+        frozen, x = inputs(step)
+        return frozen, np.full_like(x, np.nan) if step in at else x
+
+    return spoilt
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_what_was_saved(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, uninterrupted: tuple
+) -> None:
+    """Also between two log lines, and whether or not it is the step that is logged."""
+    settings = {"pretrain.optim.learning_rate": 0.1, "pretrain.optim.clip": None}
+    for at, seen in ((2, "by step 4"), (1, r"by step 2 \(grad_norm nan, loss nan\)")):
+        directory = tmp_path / str(at)
+        inputs = spoil(Inputs(), at)
+        with pytest.raises(DivergedError) as caught:
+            train(update, fresh, inputs, tracker, directory, checkpoint_every=2, settings=settings)
+        assert re.search(seen, str(caught.value))
+        assert "Lower pretrain.optim.learning_rate=0.1, or set pretrain.optim.clip=None" in str(
+            caught.value
+        )
+        assert "\n" not in str(caught.value)
+        if at == 2:
+            assert checkpoint.metadata(directory / "running")["step"] == 2
+            state = train(update, fresh, Inputs(), tracker, directory, checkpoint_every=2)
+            assert_same(state, uninterrupted[0])
+
+
+def test_such_steps_can_be_left_out_and_are_counted(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, capsys: Any
+) -> None:
+    state = train(update, fresh, spoil(Inputs(), 1, 2), tracker, tmp_path, non_finite="skip")
+    assert left_out(state).tolist() == [2, 0]
+    assert np.isfinite(state.params["w"]).all()
+    assert "pretrain: 2 steps left out" in capsys.readouterr().out
+
+
+def test_leaving_all_steps_out_ends(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path
+) -> None:
+    settings = {"steps": 300, "non_finite": "skip"}
+    with pytest.raises(DivergedError, match="after step 98 and by step 100"):
+        train(update, fresh, spoil(Inputs(), *range(300)), tracker, tmp_path, **settings)
+
+
+def test_a_finite_step_is_that_of_the_plain_optimiser(fresh: TrainState) -> None:
+    """Byte for byte: what guards it changes nothing."""
+    config = OptimConfig(learning_rate=0.1)
+    guarded = make_optimiser(config, STEPS)
+    plain = optax.chain(optax.clip_by_global_norm(1.0), guarded_inner(config))
+    gradients = {"w": jnp.asarray([[0.3, -1.0], [2.0, 1e-3]])}
+    ours, theirs = guarded.init(fresh.params), plain.init(fresh.params)
+    for _ in range(3):
+        moved, ours = jax.jit(guarded.update)(gradients, ours, fresh.params)
+        expected, theirs = jax.jit(plain.update)(gradients, theirs, fresh.params)
+        np.testing.assert_array_equal(moved["w"], expected["w"])
+
+
+def guarded_inner(config: OptimConfig) -> optax.GradientTransformation:
+    """AdamW at a constant rate, as written in the configuration."""
+    return optax.adamw(config.learning_rate, config.b1, config.b2, weight_decay=config.weight_decay)
 
 
 @pytest.mark.parametrize(("every", "steps"), [(4, [4, 6]), (3, [3, 6]), (0, [6])])
@@ -179,7 +280,7 @@ def test_evaluation_comes_every_so_often_and_at_the_end(
         "directory": tmp_path / "pretrain",
         "log_every": 2,
     }
-    settings |= {"checkpoint_every": 4, "evaluate": evaluate, "evaluate_every": every}
+    settings |= {"keeping": KEEPING, "evaluate": evaluate, "evaluate_every": every}
     state, last = run(update, fresh, Inputs(), steps=STEPS, **settings)
     assert last == {"valid_nll": pytest.approx(float(state.params["w"][0, 0]))}
     scores = [
