@@ -16,17 +16,17 @@ import numpy as np
 
 # Table A1, the pretraining tasks of gridworld-pinpad.
 TABLE_A1 = (
-    "0-1-4-5-0-1,0-1-4-5-2-3,0-1-6-7-2-3,2-3-0-1-4-5,2-3-6-7-2-3,2-3-6-7-4-5,"
-    "4-5-0-1-4-5,4-5-0-1-6-7,4-5-2-3-6-7,6-7-2-3-0-1,6-7-2-3-6-7,6-7-4-5-0-1,"
-    "0-1-6-7-4-5,2-3-0-1-6-7,4-5-2-3-0-1,6-7-4-5-2-3"
+    "0-1-4-5-0-1+0-1-4-5-2-3+0-1-6-7-2-3+2-3-0-1-4-5+2-3-6-7-2-3+2-3-6-7-4-5+"
+    "4-5-0-1-4-5+4-5-0-1-6-7+4-5-2-3-6-7+6-7-2-3-0-1+6-7-2-3-6-7+6-7-4-5-0-1+"
+    "0-1-6-7-4-5+2-3-0-1-6-7+4-5-2-3-0-1+6-7-4-5-2-3"
 )
 # The post-training task of gridworld-pinpad: Table A1 has none of its transitions between pairs.
 POST_TRAINING_A1 = "0-1-2-3-4-5-6-7-0-1-2-3"
 # Table A2, the pretraining tasks of ant-pinpad: in none of them does 1 follow 0, 2 follow 1,
 # 3 follow 2 or 0 follow 3, so that every transition of the post-training task is new.
 TABLE_A2 = (
-    "0-3-2,1-0-3,2-1-0,3-2-1,0-2-0,0-2-1,0-3-1,1-0-2,"
-    "1-3-1,1-3-2,2-0-2,2-0-3,2-1-3,3-1-0,3-1-3,3-2-0"
+    "0-3-2+1-0-3+2-1-0+3-2-1+0-2-0+0-2-1+0-3-1+1-0-2+"
+    "1-3-1+1-3-2+2-0-2+2-0-3+2-1-3+3-1-0+3-1-3+3-2-0"
 )
 POST_TRAINING_A2 = "0-1-2-3"
 NAMED = {
@@ -35,9 +35,13 @@ NAMED = {
     "table_a2": TABLE_A2,
     "post_training_a2": POST_TRAINING_A2,
 }
-PAIRS = "0-1,2-3,4-5,6-7"  # the abstract subgoals A, B, C, D of gridworld-pinpad (App. A)
+PAIRS = "0-1+2-3+4-5+6-7"  # the abstract subgoals A, B, C, D of gridworld-pinpad (App. A)
 # Abstract subgoals of the named sets; in every other set each colour is a subgoal.
 SUBGOALS = {"table_a1": PAIRS, "post_training_a1": PAIRS}
+
+
+SEQUENCE = r"[0-9]{1,9}(-[0-9]{1,9})*"  # of colours, in the order of a visit
+MOST_STATES = 4_096  # of the automaton: its matrix of transitions is a square
 
 
 @dataclass(frozen=True)
@@ -174,14 +178,17 @@ def ring(num_colours: int, length: int, subgoals: tuple[tuple[int, ...], ...]) -
 
 
 def _sequences(text: str) -> list[list[int]] | None:
-    """[[0, 1, 2], [2, 1, 0]] of "0-1-2,2-1-0"; None where the text is something else."""
-    if not re.fullmatch(r"\d+(-\d+)*(,\d+(-\d+)*)*", text):
+    """[[0, 1, 2], [2, 1, 0]] of "0-1-2+2-1-0"; None where the text is something else.
+
+    A comma separates as well, as older runs have it; in a sweep it is Hydra's.
+    """
+    if not re.fullmatch(rf"{SEQUENCE}([+,]{SEQUENCE})*", text):
         return None
-    return [[int(colour) for colour in task.split("-")] for task in text.split(",")]
+    return [[int(colour) for colour in task.split("-")] for task in re.split("[+,]", text)]
 
 
 def parse_subgoals(spec: str | None, num_colours: int) -> tuple[tuple[int, ...], ...]:
-    """Read abstract subgoals, "0-1,2-3".
+    """Read abstract subgoals, "0-1+2-3".
 
     A colour that is in none of them is a subgoal of its own; with None every colour is.
     Raises ValueError naming the config key for malformed text, for a colour that does not exist
@@ -191,7 +198,7 @@ def parse_subgoals(spec: str | None, num_colours: int) -> tuple[tuple[int, ...],
     if groups is None:
         raise ValueError(
             f"env.subgoals={spec!r} is not a list of subgoals; "
-            "write the colours of each, as in 0-1,2-3"
+            "write the colours of each, as in 0-1+2-3"
         )
     named = [colour for group in groups for colour in group]
     if len(set(named)) < len(named):
@@ -207,7 +214,7 @@ def parse_subgoals(spec: str | None, num_colours: int) -> tuple[tuple[int, ...],
 
 
 def parse(spec: str, num_colours: int, subgoals: str | None = None) -> TaskSet:
-    """Read a task set: a name of NAMED, "ring:LENGTH", or sequences "0-1-2,2-1-0".
+    """Read a task set: a name of NAMED, "ring:LENGTH", or sequences "0-1-2+2-1-0".
 
     subgoals: as `parse_subgoals` reads them; None: those that SUBGOALS has for a named set.
     Raises ValueError naming the config key for malformed text, for a colour that does not exist
@@ -218,7 +225,10 @@ def parse(spec: str, num_colours: int, subgoals: str | None = None) -> TaskSet:
     groups = parse_subgoals(SUBGOALS.get(spec) if subgoals is None else subgoals, num_colours)
 
     # A grammar.
-    if grammar := re.fullmatch(r"ring:([1-9]\d*)", text):
+    if grammar := re.fullmatch(r"ring:([1-9][0-9]{0,8})", text):
+        if int(grammar[1]) * num_colours > MOST_STATES:
+            most = MOST_STATES // num_colours
+            raise ValueError(f"env.tasks={spec!r}: a ring's tasks have at most {most} colours")
         return ring(num_colours, int(grammar[1]), groups)
 
     # A list of sequences.
@@ -226,7 +236,7 @@ def parse(spec: str, num_colours: int, subgoals: str | None = None) -> TaskSet:
     if sequences is None:
         raise ValueError(
             f"env.tasks={spec!r} is not a task set; "
-            f"use {', '.join(NAMED)}, ring:LENGTH or 0-1-2,2-1-0"
+            f"use {', '.join(NAMED)}, ring:LENGTH or 0-1-2+2-1-0"
         )
     for sequence in sequences:
         if max(sequence) >= num_colours:

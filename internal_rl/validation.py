@@ -3,14 +3,16 @@
 What cannot be run is refused here, before any work.
 """
 
+import math
+import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from internal_rl.config import RENAMED, Config, ConfigError, Limit
+from internal_rl.config import ANY, RENAMED, TASK_SETS, Config, ConfigError, Limit, modern
 
 OPTIMISERS = (
     "pretrain.optim",
@@ -21,6 +23,9 @@ OPTIMISERS = (
     "reinforce.optim",
     "expert.optim",
 )
+
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # and what is no UTF-8
+FLOAT32 = (2 - 2**-23) * 2.0**127  # the largest
 
 
 def schema() -> DictConfig:
@@ -43,12 +48,26 @@ def from_omegaconf(node: Any) -> Config:
     with its new name.
     """
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(schema(), node))
-    except OmegaConfBaseException as error:
-        key = error.full_key or "config"
-        raise ConfigError(renamed(key) or f"{key}: {error.msg or error}".splitlines()[0]) from error
+        plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+        check_size("", plain)
+        config = OmegaConf.to_object(OmegaConf.merge(schema(), plain))
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        key = getattr(error, "full_key", None) or "config"
+        said = getattr(error, "msg", None) or str(error)
+        raise ConfigError(renamed(key) or f"{key}: {said}".splitlines()[0]) from error
     assert isinstance(config, Config)
     return validate(config)
+
+
+def check_size(path: str, value: Any) -> None:
+    """Raises ConfigError for an integer that no float holds: OmegaConf ends in one."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            check_size(f"{path}.{key}" if path else str(key), each)
+    elif isinstance(value, int) and value.bit_length() > 1_000:
+        raise ConfigError(f"{path}={_shown(value)} is too large")
 
 
 def renamed(text: str) -> str | None:
@@ -60,26 +79,62 @@ def renamed(text: str) -> str | None:
 
 
 def validate(config: Config) -> Config:
-    """Return `config` if it can be run, else raise ConfigError naming the key and the remedy."""
-    for path, value, limit, nullable in _limited(config):
-        if value is not None and not limit.holds(value):
-            shown = repr(value) if isinstance(value, str) else value
-            raise ConfigError(f"{path}={shown} {limit.says}{', or null' if nullable else ''}")
+    """Return `config` if it can be run, else raise ConfigError naming the key and the remedy.
+
+    What an older version wrote in another way is rewritten.
+    """
+    for path, value, limit, nullable in _leaves(config):
+        if value is not None and (reason := _refused(value, limit)):
+            raise ConfigError(f"{path}={_shown(value)} {reason}{', or null' if nullable else ''}")
+    config = _modern(config)
     for holds, message in _rules(config):
         if not holds:
             raise ConfigError(message)
     return config
 
 
-def _limited(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit, bool]]:
-    """Every setting that has a limit of its own: (path, value, limit, whether it may be null)."""
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Limit, bool]]:
+    """Every setting: (path, value, its limit, whether it may be null)."""
     for each in fields(node):
         value = getattr(node, each.name)
         if is_dataclass(value):
-            yield from _limited(value, f"{prefix}{each.name}.")
-        elif "limit" in each.metadata:
+            yield from _leaves(value, f"{prefix}{each.name}.")
+        else:
             nullable = type(None) in get_args(each.type)
-            yield f"{prefix}{each.name}", value, each.metadata["limit"], nullable
+            yield f"{prefix}{each.name}", value, each.metadata.get("limit", ANY), nullable
+
+
+def _refused(value: Any, limit: Limit) -> str | None:
+    """Why a value cannot be a setting; None if it can."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
+    if isinstance(value, str) and UNPRINTABLE.search(value):
+        return "holds characters that are no text"
+    if not limit.holds(value):
+        return limit.says
+    if isinstance(value, int) and value.bit_length() > limit.bits:
+        return f"must be smaller than 2**{limit.bits}"
+    if isinstance(value, float) and abs(value) > FLOAT32:
+        return "is larger than a float32 can be"
+    return None
+
+
+def _shown(value: Any) -> str:
+    """A value in a message."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"(a number of {value.bit_length()} bits)"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _modern(config: Config) -> Config:
+    """The same settings as they are written today."""
+    changes = {}
+    for path in TASK_SETS:
+        name = path.removeprefix("env.")
+        value = getattr(config.env, name)
+        if (today := modern(path, value)) != value:
+            changes[name] = today
+    return replace(config, env=replace(config.env, **changes)) if changes else config
 
 
 def _rules(config: Config) -> Iterator[tuple[bool, str]]:

@@ -8,19 +8,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from internal_rl.config import RENAMED, Config, ConfigError, to_dict
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from internal_rl.config import RENAMED, Config, ConfigError, modern, to_dict
 from internal_rl.config import settings as settings_of
 from internal_rl.running.compose import CONF, compose
 
 Json = dict[str, Any]  # a saved config or summary, or its settings by dotted path
 
-PLAIN = re.compile(r"[A-Za-z_][\w.:/-]*|\d+(-\d+)+")  # what Hydra reads as a string without quotes
+# What Hydra reads as a string without quotes: words, and sets of tasks.
+PLAIN = re.compile(r"[A-Za-z_][\w.:/-]*|\d+([-+]\d+)*[-+]\d+", re.ASCII)
 WORDS = ("null", "true", "false", "nan", "inf")  # but for these
 
 
 def settings(config: Json) -> Json:
     """The settings of a saved config that change results, under the names they have today."""
-    return {RENAMED.get(key, key): value for key, value in settings_of(config).items()}
+    named = {RENAMED.get(key, key): value for key, value in settings_of(config).items()}
+    return {key: modern(key, value) for key, value in named.items()}
 
 
 def resolved(config: Json) -> Json:
@@ -31,31 +35,38 @@ def resolved(config: Json) -> Json:
     return found
 
 
+def chosen(config: Json, conf: Path = CONF) -> list[str]:
+    """The experiment of `config`, if `conf` has a preset of this name, and its seed."""
+    name = config["experiment_name"]
+    known = bool(name) and (conf / "experiment" / f"{name}.yaml").exists()
+    return [*([f"experiment={hydra(name)}"] if known else []), f"seed={config['seed']}"]
+
+
 def overrides(config: Json, conf: Path = CONF) -> list[str]:
     """What scripts/pipeline.py has to be given for the settings of `config`, in Hydra's syntax.
 
     Experiment and seed, then every setting in which `config` differs from the preset in `conf`.
     """
-    name = config["experiment_name"]
-    preset = [f"experiment={name}"] if (conf / "experiment" / f"{name}.yaml").exists() else []
-    chosen = [*preset, f"seed={config['seed']}"]
+    preset = chosen(config, conf)
     published = resolved(config)
-    composed = resolved(to_dict(compose(chosen, conf)))
+    composed = resolved(to_dict(compose(preset, conf)))
     differing = [key for key in composed if published[key] != composed[key]]
-    return chosen + [f"{key}={_hydra(published[key])}" for key in differing]
+    return preset + [f"{key}={hydra(published[key])}" for key in differing]
 
 
-def _hydra(value: object) -> str:
+def hydra(value: object) -> str:
     """A value in Hydra's syntax."""
-    if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in WORDS:
-        return value
+    if isinstance(value, str):
+        if PLAIN.fullmatch(value) and value.lower() not in WORDS:
+            return value
+        return QuotedString(value, Quote.double).with_quotes()
     return json.dumps(value, ensure_ascii=False)
 
 
 def vanished(config: Json) -> list[str]:
     """Settings of `config` that no longer exist, with their values."""
     known = settings(to_dict(Config()))
-    return [f"{key}={_hydra(value)}" for key, value in settings(config).items() if key not in known]
+    return [f"{key}={hydra(value)}" for key, value in settings(config).items() if key not in known]
 
 
 def command(arguments: list[str]) -> str:

@@ -104,10 +104,40 @@ def test_ring_emits_exactly_the_tasks_of_the_rule(num_colours, length):
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "table_a3", "0-1,", "0--1", "ring:", "ring:0", "ring4", "-1", "a-b", "0-1;2"]
+    "spec",
+    [
+        "",
+        "table_a3",
+        "0-1,",
+        "0-1+",
+        "+0-1",
+        "0-1++1-0",
+        "0--1",
+        "ring:",
+        "ring:0",
+        "ring4",
+        "-1",
+        "a-b",
+        "0-1;2",
+    ],
 )
 def test_an_unknown_set_is_refused(spec):
     with pytest.raises(ValueError, match=r"env\.tasks=.*not a task set"):
+        parse(spec, 8)
+
+
+@pytest.mark.parametrize("parts", [["0-1-2", "2-1-0"], ["3"], ["0-2", "1", "2-0-2"]])
+def test_older_runs_separate_tasks_by_commas(parts):
+    today, older = (parse(sep.join(parts), 4, sep.join(["0-1", "2-3"])) for sep in "+,")
+    assert language(today) == language(older)
+    assert today.subgoals == older.subgoals == ((0, 1), (2, 3))
+
+
+@pytest.mark.parametrize(
+    "spec", ["ring:1000000", "ring:" + "9" * 5000, "9" * 5000, "0-1+" + "1" * 5000]
+)
+def test_a_set_that_no_memory_holds_is_refused(spec):
+    with pytest.raises(ValueError, match=r"env\.tasks="):
         parse(spec, 8)
 
 
@@ -138,14 +168,14 @@ def test_the_papers_subgoals_are_pairs_and_its_post_training_task_needs_their_un
 
 
 def test_elsewhere_each_colour_is_a_subgoal():
-    for spec in ("ring:3", "table_a2", "0-1-2,2-1-0"):
+    for spec in ("ring:3", "table_a2", "0-1-2+2-1-0"):
         tasks = parse(spec, 4)
         assert tasks.subgoals == ((0,), (1,), (2,), (3,))
         assert (tasks.subgoal_transitions == tasks.transitions).all()
 
 
 def test_colours_that_no_subgoal_names_are_their_own():
-    tasks = parse("3-1-0-2,4-3-1", 5, "3-1")
+    tasks = parse("3-1-0-2+4-3-1", 5, "3-1")
     assert tasks.subgoals == ((3, 1), (0,), (2,), (4,))
     assert tasks.subgoal_of.tolist() == [1, 0, 2, 0, 3]
     assert [tasks.name(k) for k in range(4)] == ["3-1", "0", "2", "4"]
@@ -154,7 +184,7 @@ def test_colours_that_no_subgoal_names_are_their_own():
 @pytest.mark.parametrize(
     ("spec", "subgoals", "message"),
     [
-        ("0-1-2", "0-1,1-2", r"env\.subgoals='0-1,1-2': a colour belongs to one subgoal"),
+        ("0-1-2", "0-1+1-2", r"env\.subgoals='0-1\+1-2': a colour belongs to one subgoal"),
         ("0-1-2", "0-9", r"colour 9 needs env\.num_colours > 9"),
         ("0-1-2", "pairs", r"env\.subgoals='pairs' is not a list of subgoals"),
     ],
@@ -170,8 +200,8 @@ def test_subgoals_that_make_no_sense_are_refused(spec, subgoals, message):
         ("0-1-0-1", "0-1", "1-0"),
         ("ring:3", "0-1", "1-0"),
         ("0-2-0-1", "0-1-2", "0-2"),
-        ("0-1-2-3", "0-1,2-3", None),
-        ("1-2-3", "0-1,2-3", None),
+        ("0-1-2-3", "0-1+2-3", None),
+        ("1-2-3", "0-1+2-3", None),
         ("ring:3", None, None),
     ],
 )

@@ -2,19 +2,29 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
+from hydra.version import getbase
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from internal_rl.config import RENAMED, Config, ConfigError, PretrainConfig, to_dict
 from internal_rl.run import Run
 from internal_rl.run import load_config as load
 from internal_rl.run import save_config as save
-from internal_rl.running.compose import CONF, compose
+from internal_rl.running.compose import CONF, compose, sweep
 from internal_rl.running.start import check_worlds
 from internal_rl.validation import from_omegaconf, validate
 
@@ -394,6 +404,7 @@ def test_what_the_paper_does_not_say_is_ours(name):
 # Keys on which no number of a preset depends, and those that keep their defaults there.
 NOT_NAMED = {
     *("seed", "run_dir", "reuse", "until", "dry_run", "time_limit", "checkpoint_every"),
+    *("non_finite", "env.module"),
     *("env.map_seed", "env.first_map", "env.physics"),  # no pool of maps; both physics are the same
     *("policy.gain", "policy.train_components"),  # of a proposal
     *("metacontroller.embedder_memory", "metacontroller.embedding_lag"),  # of a GRU
@@ -476,10 +487,193 @@ def test_micro_batches_divide_generated_batches():
 
 
 def test_pretraining_tasks_that_break_a_subgoal_are_refused_before_work(tmp_path):
-    run = Run(
-        compose(["experiment=smoke", "env.tasks='0-1-2,1-0-2'", "env.subgoals=0-1"]), tmp_path
-    )
+    run = Run(compose(["experiment=smoke", "env.tasks=0-1-2+1-0-2", "env.subgoals=0-1"]), tmp_path)
     with pytest.raises(
-        ConfigError, match=r"env\.tasks='0-1-2,1-0-2': 1-0 leaves the order of a subgoal"
+        ConfigError, match=r"env\.tasks='0-1-2\+1-0-2': 1-0 leaves the order of a subgoal"
     ):
         check_worlds(run)
+
+
+# --- sets of tasks ------------------------------------------------------------------------------
+
+
+def test_sets_of_tasks_need_no_quotes_in_a_sweep():
+    assert sweep(["env.tasks=0-1-2+2-1-0", "seed=0,1"]) == [
+        ["env.tasks=0-1-2+2-1-0", "seed=0"],
+        ["env.tasks=0-1-2+2-1-0", "seed=1"],
+    ]
+    env = compose(["env.tasks=0-1-2+2-1-0", "env.subgoals=0-1+2-3", "env.post_tasks=0+1"]).env
+    assert (env.tasks, env.subgoals, env.post_tasks) == ("0-1-2+2-1-0", "0-1+2-3", "0+1")
+
+
+def test_a_comma_in_a_set_of_tasks_is_told_apart_from_a_sweep():
+    with pytest.raises(ConfigError, match=r"by \+, as in 0-1-2\+2-1-0"):
+        compose(["env.tasks=0-1-2,2-1-0"])
+
+
+def test_what_older_runs_separate_by_commas_is_the_same_setting(tmp_path):
+    today = compose(["env.tasks=0-1-2+2-1-0", "env.subgoals=0-1+2-3", "env.post_tasks=0+1"])
+    commas = {key: getattr(today.env, key).replace("+", ",") for key in ("tasks", "subgoals")}
+    older = replace(today, env=replace(today.env, **commas))
+    assert validate(older) == today
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(older)))
+    assert load(tmp_path / "config.json") == today
+    named = replace(today, env=replace(today.env, tasks="mine,yours"))
+    assert validate(named).env.tasks == "mine,yours"  # another world's
+
+
+# --- numbers, texts and paths -------------------------------------------------------------------
+
+LEAVES = [*flat(to_dict(Config()))]
+FULL = compose(["experiment=smoke", "propose.components=2", "time_limit=9"])
+NOT_FINITE = ["nan", "inf", "-inf", "1e400", "-1e400", "1e39"]
+HUGE = [10**400, 10**30, 2**63, -(2**63), 2**32]
+
+
+def value_at(config: Any, path: str) -> Any:
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def changed(config: Any, path: str, value: Any) -> Any:
+    name, _, rest = path.partition(".")
+    return replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})
+
+
+NUMBERS = [key for key in LEAVES if type(value_at(FULL, key)) in (int, float)]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_that_no_array_holds_are_refused(key):
+    whole = isinstance(value_at(FULL, key), int)
+    for value in HUGE if whole else map(float, NOT_FINITE):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(key)}="):
+            validate(changed(FULL, key, value))
+
+
+@pytest.mark.parametrize("key", ["seed", "env.size", "discover.alpha"])
+@pytest.mark.parametrize("text", ["nan", "-1e400", "1" + 400 * "0", "9" * 5_000])
+def test_they_are_refused_on_the_command_line_too(key, text):
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}=") as caught:
+        compose([f"{key}={text}"])
+    assert one_line(caught.value)
+
+
+def one_line(error: Exception) -> bool:
+    return "\n" not in str(error)
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text(st.characters())
+    | st.sampled_from(["???", "${seed}", "${x", "${run_dir}", "1e400", "inf", "~", "~nobody/x"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(st.sampled_from(LEAVES), ANYTHING, min_size=1, max_size=3), st.data())
+def test_any_value_gives_a_config_or_one_line(changes, data):
+    plain = to_dict(FULL)
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        node = plain
+        for group in groups:
+            node = node[group]
+        node[data.draw(st.sampled_from([name, name, name, "unknown"]))] = value
+    try:
+        config = from_omegaconf(plain)
+    except ConfigError as error:
+        assert one_line(error)  # noqa: PT017
+    else:
+        assert validate(config) == config
+
+
+@settings(max_examples=25)
+@given(st.sampled_from([*LEAVES, "env", "experiment", "+x", "~seed", "hydra.x", ""]), st.text())
+def test_any_override_gives_a_config_or_one_line(key, text):
+    for read in (compose, sweep):
+        try:
+            read([f"{key}={text}"])
+        except ConfigError as error:
+            assert one_line(error)  # noqa: PT017
+
+
+def test_keys_that_are_added_are_refused():
+    for override in ("+x=1", "+env.x=1", "++model.y=2"):
+        with pytest.raises(ConfigError, match=r"Key '[xy]' not in"):
+            compose([override])
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/etc", "a\\b", ".x", "x" * 101, "a\nb"])
+def test_an_experiment_is_named_like_a_folder(name):
+    with pytest.raises(ConfigError, match=r"^experiment_name="):
+        from_omegaconf({"experiment_name": name})
+
+
+@pytest.mark.parametrize("key", ["run_dir", "reuse"])
+@pytest.mark.parametrize("path", ["", " ", "a\0b", "\ud800"])
+def test_a_directory_has_a_name(key, path):
+    with pytest.raises(ConfigError, match=rf"^{key}="):
+        from_omegaconf(to_dict(FULL) | {key: path})
+
+
+# --- within other programs that use Hydra -------------------------------------------------------
+
+APP = """
+import sys
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from internal_rl.config import ConfigError
+from internal_rl.running.compose import compose
+
+@hydra.main(version_base="1.2", config_path=None, config_name=None)
+def app(own: DictConfig) -> None:
+    outer, hydras = GlobalHydra.instance(), GlobalHydra.instance().hydra
+    assert compose(["experiment=smoke"]).experiment_name == "smoke"
+    try:
+        compose(["nothing=1"])
+    except ConfigError as error:
+        print(error)
+    assert GlobalHydra.instance() is outer and outer.hydra is hydras
+    print("job", HydraConfig.get().job.name, own.x)
+
+app()
+"""
+
+
+def test_configs_compose_within_another_hydra_program(tmp_path):
+    (tmp_path / "mine.py").write_text(APP)
+    command = [sys.executable, "mine.py", "--multirun", "+x=1,2", "hydra.sweep.dir=."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "job mine 1\n" in done.stdout
+    assert "job mine 2\n" in done.stdout
+    assert "Key 'nothing' not in 'Config'" in done.stdout
+
+
+@pytest.mark.parametrize("override", ["seed=3", "nothing=1", "["])
+def test_hydra_is_left_as_it_was_found(override):
+    """In a notebook, say."""
+    node = {"theirs": 1}
+    with initialize(None, job_name="theirs", version_base="1.2"):
+        ConfigStore.instance().store(name="schema", node=node)
+        outer, hydras = GlobalHydra.instance(), GlobalHydra.instance().hydra
+        try:
+            assert compose([override]).seed == 3
+        except ConfigError:
+            assert override != "seed=3"
+        assert GlobalHydra.instance() is outer
+        assert outer.hydra is hydras
+        assert ConfigStore.instance().load("schema.yaml").node == node
+        assert JobRuntime.instance().get("name") == "theirs"
+        assert str(getbase()) == "1.2"
+    assert not HydraConfig.initialized()
