@@ -6,25 +6,30 @@ python scripts/ablate.py quickstart --page DIR            the table as a page
 
 The name is an experiment of conf/experiment/ with a list of rows in conf/ablation/. RL is internal
 and raw-action RL. There is one process per core and one core per run; rows take over the stages
-that they do not change from the seed's first row. Call it again to resume.
+that they do not change from the seed's first row. A run that fails ends no other, and is named at
+the end. Call it again to resume.
 """
 
 import argparse
-import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from internal_rl.config import ConfigError
+from internal_rl.running.cli import one_line_endings
 from internal_rl.running.compose import compose
-from internal_rl.running.published import unclean
-from internal_rl.training.jobs import Job, run_on_cores
+from internal_rl.running.names import runs_folder
+from internal_rl.running.published import hydra, unclean
+from internal_rl.training import files
+from internal_rl.training.files import FileError
+from internal_rl.training.jobs import Job, JobsFailedError, run_on_cores
 from internal_rl.training.metrics import geometric_mean
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,12 +47,30 @@ def load_rows(experiment: str) -> Rows:
         raise ConfigError(
             f"{path.relative_to(ROOT)} is missing: it lists the rows and their overrides"
         )
-    rows: Rows = {str(name): [*overrides] for name, overrides in OmegaConf.load(path).items()}
+    where = path.relative_to(ROOT)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError) as error:
+        raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{where}: it lists no rows, as in `rank 4: [metacontroller.rank=4]`")
+    rows: Rows = {}
+    for name, overrides in content.items():
+        if not isinstance(overrides, list):
+            raise ConfigError(f"{where}, row {name!r}: its overrides are no list")
+        rows[str(name)] = [str(override) for override in overrides]
+
+    # Each row composes, and has a folder of its own.
+    owners: dict[str, str] = {}
     for name, overrides in rows.items():
+        if (owner := owners.setdefault(folder(name), name)) != name:
+            raise ConfigError(f"{where}: rows {owner!r} and {name!r} share a folder; rename one")
+        if not folder(name).strip(".") or "/" in name:
+            raise ConfigError(f"{where}: row {name!r} names no folder; rename it")
         try:
             compose([f"experiment={experiment}", *overrides])
         except ConfigError as error:
-            raise ConfigError(f"{path.relative_to(ROOT)}, row {name!r}: {error}") from error
+            raise ConfigError(f"{where}, row {name!r}: {error}") from error
     return rows
 
 
@@ -61,10 +84,17 @@ def finished(run: Path, until: str) -> bool:
 
     It must have said so in its summary, which the table reads.
     """
-    summary = run / "summary.json"
-    if not (run / "results" / f"{until}.json").exists() or not summary.exists():
+    if not (run / "results" / f"{until}.json").exists():
         return False
-    return until != "reinforce" or bool(json.loads(summary.read_text())["internal_rl"]["success"])
+    with suppress(FileError):  # without a summary, or with a damaged one, it has not
+        summary = _summary(run)
+        return until != "reinforce" or bool(summary["internal_rl"]["success"])
+    return False
+
+
+def _summary(run: Path) -> Summary:
+    """Raises FileError where there is none, or a damaged one."""
+    return files.read_json(run / "summary.json", "run the same command again")
 
 
 def _unseen(source: str) -> Callable[[Summary], float]:
@@ -97,9 +127,13 @@ def cell(values: list[float]) -> str:
 
 def load_summaries(rows: Iterable[str], runs: Path, seeds: list[int]) -> dict[str, Summary]:
     """The summaries of these rows' runs that there are, by the run's folder."""
-    paths = [runs / folder(row) / f"seed-{seed}" / "summary.json" for row in rows for seed in seeds]
-    found = [path for path in paths if path.exists()]
-    return {str(path.parent.relative_to(runs)): json.loads(path.read_text()) for path in found}
+    found = {}
+    for row in rows:
+        for seed in seeds:
+            run = runs / folder(row) / f"seed-{seed}"
+            with suppress(FileError):
+                found[str(run.relative_to(runs))] = _summary(run)
+    return found
 
 
 def table(rows: Rows, runs: Path, seeds: list[int]) -> str:
@@ -140,34 +174,57 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     rl_help = "rows to train internal and raw-action RL on, too"
     parser.add_argument("--rl", nargs="+", default=[], metavar="ROW", help=rl_help)
-    parser.add_argument("--page", type=Path, help="folder of the result page")
-    arguments = parser.parse_args()
+    parser.add_argument("--page", type=files.expand, help="folder of the result page")
+    with one_line_endings():
+        ablate(parser, parser.parse_args())
+
+
+def ablate(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """`main` with its arguments."""
     experiment = arguments.experiment
-    seeds = arguments.seeds
+    seeds = list(dict.fromkeys(arguments.seeds))
 
     # Everything is checked before anything is trained.
-    try:
-        rows = load_rows(experiment)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    rows = load_rows(experiment)
+    for seed in seeds:
+        compose([f"experiment={experiment}", f"seed={seed}"])
     if unknown := set(arguments.rl) - set(rows):
         parser.error(f"--rl {unknown.pop()!r} is not a row; rows: {', '.join(rows)}")
-    runs = Path(os.environ.get("INTERNAL_RL_RUNS", ROOT / "runs")) / "ablation" / experiment
+    runs = runs_folder(ROOT / "runs") / "ablation" / experiment
     first, *others = rows
     pipeline = [sys.executable, str(ROOT / "scripts" / "pipeline.py"), f"experiment={experiment}"]
+
+    # What has failed, why, and with which exit status.
+    failed: dict[str, str] = {}
+    statuses: set[int] = set()
+
+    def note_end(job: Job) -> None:
+        print(f"finished: {job.name}", flush=True)
+
+    def note_failure(job: Job, status: int) -> None:
+        failed[job.name] = f"exit status {status}, see {job.log}"
+        statuses.add(status)
+        print(f"failed: {job.name} ({failed[job.name]})", file=sys.stderr, flush=True)
 
     def train(names: list[str], until: str) -> None:
         jobs = []
         for row in names:
             for seed in seeds:
+                name = f"{row}, seed {seed}"
                 run = runs / folder(row) / f"seed-{seed}"
-                fixed = [f"seed={seed}", f"run_dir={run}", f"until={until}"]
-                reuse = [] if row == first else [f"reuse={runs / folder(first) / f'seed-{seed}'}"]
+                source = runs / folder(first) / f"seed-{seed}"
+                if finished(run, until) or name in failed:
+                    continue
+                if row != first and f"{first}, seed {seed}" in failed:
+                    failed[name] = f"not started, its first row {first!r} has failed"
+                    continue
+                fixed = [f"seed={seed}", f"run_dir={hydra(str(run))}", f"until={until}"]
+                reuse = [] if row == first else [f"reuse={hydra(str(source))}"]
                 command = [*pipeline, *fixed, *reuse, *rows[row]]
-                if not finished(run, until):
-                    jobs.append(Job(f"{row}, seed {seed}", command, run.with_suffix(".log")))
+                jobs.append(Job(name, command, run.with_suffix(".log")))
         print(f"{len(jobs)} runs until {until}", flush=True)
-        run_on_cores(jobs, lambda job: print(f"finished: {job.name}", flush=True))
+        with suppress(JobsFailedError):  # noted; the other rows go on
+            run_on_cores(jobs, note_end, note_failure)
 
     # The first row comes first: the others take its stages over. Whatever ends the training, the
     # table of what there is gets printed.
@@ -177,12 +234,19 @@ def main() -> None:
         train(arguments.rl, "reinforce")
     finally:
         text = table(rows, runs, seeds)
-        print(text)
+        print(text, flush=True)
         refused = unclean(load_summaries(rows, runs, seeds)) if arguments.page else None
         if arguments.page and not refused:
             write_page(arguments.page, experiment, text, rows, runs, seeds)
+
+    # What there is not.
+    if failed:
+        named = "; ".join(f"{name} ({how})" for name, how in failed.items())
+        print(f"failed: {named}", file=sys.stderr)
     if refused:
-        sys.exit(f"error: {refused}")
+        print(f"error: {refused}", file=sys.stderr)
+    if failed or refused:
+        sys.exit(2 if statuses <= {2} else 1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from types import ModuleType
 import pytest
 
 from internal_rl.config import ConfigError
-from internal_rl.running.compose import CONF
+from internal_rl.running.compose import CONF, compose
+from internal_rl.training.jobs import Job, JobsFailedError
+from internal_rl.training.stopping import Interrupted
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "ablate.py"
 
@@ -93,17 +95,149 @@ def test_the_page_names_what_made_its_runs(ablate, tmp_path):
     assert text.endswith("the table\n")
 
 
-def test_a_page_of_runs_from_a_changed_tree_is_refused(ablate, tmp_path, monkeypatch):
+def test_a_page_of_runs_from_a_changed_tree_is_refused(ablate, tmp_path, monkeypatch, capsys):
     run = tmp_path / "ablation" / "quickstart" / "recipe" / "seed-0"
     run.mkdir(parents=True)
     (run / "summary.json").write_text(json.dumps(summary(0.5, {}, []) | {"commit": "abc+changes"}))
     monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path))
     monkeypatch.setattr(ablate, "load_rows", lambda experiment: {"recipe": []})
-    monkeypatch.setattr(ablate, "run_on_cores", lambda jobs, finished: None)
+    monkeypatch.setattr(ablate, "run_on_cores", lambda jobs, finished, failed: None)
     monkeypatch.setattr(sys, "argv", ["ablate.py", "quickstart", "--page", str(tmp_path / "page")])
-    with pytest.raises(SystemExit, match=r"error: recipe/seed-0 was made at commit abc\+changes;"):
+    with pytest.raises(SystemExit):
         ablate.main()
+    assert "error: recipe/seed-0 was made at commit abc+changes;" in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
+
+
+ROWS = {"recipe": [], "rank 4": ["metacontroller.rank=4"], "alpha .3": ["discover.alpha=0.3"]}
+
+
+@pytest.fixture
+def call(ablate, monkeypatch, tmp_path):
+    """Runs the script with jobs that only write a summary: (exit status, names of its jobs)."""
+    monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path / "my runs, 1"))
+    monkeypatch.setattr(ablate, "load_rows", lambda experiment: ROWS)
+
+    def called(*words, failing=None, stopping=()):
+        started = []
+
+        def pretend(jobs, finished, failed):
+            failures = []
+            for job in jobs:
+                started.append(job)
+                if job.name in stopping:
+                    raise Interrupted("stopped by SIGTERM")
+                if status := (failing or {}).get(job.name):
+                    failed(job, status)
+                    failures.append((job, status))
+                    continue
+                run = job.log.with_suffix("")
+                (run / "results").mkdir(parents=True, exist_ok=True)
+                for stage in ("transitions", "reinforce"):
+                    (run / "results" / f"{stage}.json").write_text("{}")
+                (run / "summary.json").write_text(json.dumps(summary(0.5, {}, [])))
+                finished(job)
+            if failures:
+                raise JobsFailedError(failures)
+
+        monkeypatch.setattr(ablate, "run_on_cores", pretend)
+        monkeypatch.setattr(sys, "argv", ["ablate.py", "quickstart", *words])
+        try:
+            ablate.main()
+        except SystemExit as end:
+            return end.code, started
+        return 0, started
+
+    return called
+
+
+def names(jobs: list[Job]) -> list[str]:
+    return [job.name for job in jobs]
+
+
+def test_a_row_that_fails_ends_no_other(call, capsys):
+    words = ("--seeds", "0", "1", "0", "--rl", "rank 4", "alpha .3")
+    status, started = call(*words, failing={"rank 4, seed 0": 2})
+    assert status == 2
+    assert names(started) == [
+        *("recipe, seed 0", "recipe, seed 1"),
+        *("rank 4, seed 0", "rank 4, seed 1", "alpha .3, seed 0", "alpha .3, seed 1"),
+        *("rank 4, seed 1", "alpha .3, seed 0", "alpha .3, seed 1"),  # RL
+    ]
+    shown = capsys.readouterr()
+    counts = [line.split("|")[3].strip() for line in shown.out.splitlines() if line[:1] == "|"]
+    assert counts == ["seeds", "---", "2", "1", "2"]
+    first, last = shown.err.splitlines()
+    assert first.startswith("failed: rank 4, seed 0 (exit status 2, see ")
+    assert last == first
+
+
+def test_rows_that_build_on_one_that_failed_are_named_as_such(call, capsys):
+    status, started = call("--seeds", "0", "1", failing={"recipe, seed 1": -9})
+    assert status == 1
+    later = ["rank 4, seed 0", "alpha .3, seed 0"]
+    assert names(started) == ["recipe, seed 0", "recipe, seed 1", *later]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "rank 4, seed 1 (not started, its first row 'recipe' has failed)" in last
+    assert "alpha .3, seed 1 (not started" in last
+
+
+def test_a_stop_ends_all_rows_and_the_table_is_printed(call, capsys):
+    status, started = call("--seeds", "0", stopping=["rank 4, seed 0"])
+    assert status == 3
+    assert names(started) == ["recipe, seed 0", "rank 4, seed 0"]
+    shown = capsys.readouterr()
+    assert "| recipe |" in shown.out
+    assert shown.err == "stopped by SIGTERM\n"
+
+
+def test_jobs_are_read_by_hydra_whatever_the_folder_is_called(call, tmp_path):
+    _, started = call("--seeds", "3")
+    for job in started:
+        config = compose(job.command[2:])
+        assert config.seed == 3
+        assert config.run_dir == str(job.log.with_suffix(""))
+        assert config.run_dir.startswith(str(tmp_path / "my runs, 1"))
+    assert compose(started[1].command[2:]).reuse == compose(started[0].command[2:]).run_dir
+
+
+@pytest.mark.parametrize("words", [["--seeds", "-1"], ["--seeds", str(2**32)]])
+def test_seeds_are_checked_before_any_work(call, words, capsys):
+    status, started = call(*words)
+    assert (status, started) == (2, [])
+    assert capsys.readouterr().err.startswith("error: seed=")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lists no rows"),
+        ("[a, b]", "lists no rows"),
+        ("a: 3", "row 'a': its overrides are no list"),
+        ("rank 4: []\nrank_4: []", "rows 'rank 4' and 'rank_4' share a folder"),
+        ("..: []", r"row '\.\.' names no folder"),
+        ("a/b: []", "row 'a/b' names no folder"),
+        ("a: [nothing=1]", "row 'a': .*nothing"),
+        ("a: [seed=1", "is no YAML"),
+    ],
+)
+def test_a_list_of_rows_that_makes_no_sense_is_refused(
+    ablate, monkeypatch, tmp_path, text, message
+):
+    (tmp_path / "conf" / "ablation").mkdir(parents=True)
+    (tmp_path / "conf" / "ablation" / "quickstart.yaml").write_text(text)
+    monkeypatch.setattr(ablate, "ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=rf"conf/ablation/quickstart\.yaml.*{message}"):
+        ablate.load_rows("quickstart")
+
+
+def test_a_damaged_summary_is_no_summary(ablate, tmp_path):
+    run = tmp_path / "recipe" / "seed-0"
+    (run / "results").mkdir(parents=True)
+    (run / "results" / "transitions.json").write_text("{}")
+    (run / "summary.json").write_text('{"base": ')
+    assert not ablate.finished(run, "transitions")
+    assert ablate.load_summaries(["recipe"], tmp_path, [0]) == {}
 
 
 def test_a_run_is_finished_when_its_summary_says_so(ablate, tmp_path):

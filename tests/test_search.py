@@ -3,9 +3,14 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from internal_rl.running.compose import compose
+from internal_rl.training.jobs import JobsFailedError
+from internal_rl.training.stopping import Interrupted
 
 optuna = pytest.importorskip("optuna")
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "search.py"
@@ -51,30 +56,113 @@ def test_values_are_read_from_the_run(search, tmp_path):
     assert search.values(tmp_path) == (0.5, 1e-4)
 
 
-def test_a_missing_space_is_an_error_that_names_the_file(search, monkeypatch):
+def test_a_missing_space_is_an_error_that_names_the_file(search, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["search.py", "nothing"])
-    with pytest.raises(SystemExit, match=r"conf/search/nothing\.yaml is missing"):
+    with pytest.raises(SystemExit) as end:
         search.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: conf/search/nothing.yaml is missing")
 
 
-def test_a_search_that_goes_on_tries_other_settings(search, monkeypatch, tmp_path):
+@pytest.fixture
+def call(search, monkeypatch, tmp_path):
+    """Runs the script with jobs that only write results: (exit status, its jobs)."""
+    monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path / "my runs, 1"))
+
+    def called(*words, failing=None, silent=()):
+        started = []
+
+        def pretend(jobs, finished=lambda job: None, failed=lambda job, status: None):
+            failures = []
+            for job in jobs:
+                started.append(job)
+                if status := (failing or {}).get(job.name):
+                    failed(job, status)
+                    failures.append((job, status))
+                    continue
+                if job.name not in silent:
+                    run = job.log.with_suffix("")
+                    (run / "results").mkdir(parents=True)
+                    (run / "results" / "controllers.json").write_text('{"success": 0.5}')
+                    (run / "results" / "transitions.json").write_text('{"start": {"0>1": 0.1}}')
+                finished(job)
+            if failures:
+                raise JobsFailedError(failures)
+
+        monkeypatch.setattr(search, "run_on_cores", pretend)
+        monkeypatch.setattr(sys, "argv", ["search.py", "quickstart", *words])
+        try:
+            search.main()
+        except SystemExit as end:
+            return end.code, started
+        return 0, started
+
+    return called
+
+
+def test_a_search_that_goes_on_tries_other_settings(call, tmp_path):
     tried = []
+    for _ in range(2):
+        status, started = call("--trials", "2")
+        assert status == 0
+        tried += started
+    names = [job.name for job in tried]
+    assert names == ["reference", "trial-0", "trial-1", "trial-2", "trial-3"]
+    configs = [compose(job.command[2:]) for job in tried]
+    for job, config in zip(tried, configs, strict=True):
+        assert config.run_dir == str(job.log.with_suffix(""))
+    assert len({replace(config, run_dir=None) for config in configs[1:]}) == 4
 
-    def pretend(jobs, finished=lambda job: None):
-        for job in jobs:
-            run = job.log.with_suffix("")
-            (run / "results").mkdir(parents=True)
-            (run / "results" / "controllers.json").write_text('{"success": 0.5}')
-            (run / "results" / "transitions.json").write_text('{"start": {"0>1": 0.1}}')
-            tried.append(
-                (job.name, tuple(part for part in job.command if not part.startswith("run_dir=")))
-            )
-            finished(job)
 
-    monkeypatch.setattr(search, "run_on_cores", pretend)
-    monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["search.py", "quickstart", "--trials", "2"])
-    search.main()
-    search.main()
-    assert [name for name, _ in tried] == ["reference", "trial-0", "trial-1", "trial-2", "trial-3"]
-    assert len({settings for _, settings in tried[1:]}) == 4
+def states(tmp_path: Path) -> list[str]:
+    storage = f"sqlite:///{tmp_path / 'my runs, 1' / 'search' / 'quickstart-0' / 'trials.db'}"
+    return [
+        trial.state.name for trial in optuna.load_study(study_name=None, storage=storage).trials
+    ]
+
+
+def test_a_trial_that_fails_ends_no_other(call, tmp_path, capsys):
+    words = ("--trials", "4")
+    status, started = call(*words, failing={"trial-1": 2, "trial-2": -9}, silent=["trial-0"])
+    assert status == 1
+    assert [job.name for job in started][1:] == ["trial-0", "trial-1", "trial-2", "trial-3"]
+    assert states(tmp_path) == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
+    shown = capsys.readouterr()
+    assert "best: [0.5, 0.1" in shown.out
+    *each, last = shown.err.splitlines()
+    assert last == "failed: trial-0, trial-1, trial-2"
+    assert len(each) == 3
+    assert "controllers.json is missing" in each[0]
+    assert each[1].startswith("failed: trial-1 (exit status 2, see ")
+
+
+def test_a_setting_that_cannot_be_run_is_a_trial_that_fails(
+    search, call, monkeypatch, tmp_path, capsys
+):
+    drawn = iter([["discover.alpha=-1"], ["discover.alpha=0.1"], ["nothing=1"]])
+    monkeypatch.setattr(search, "suggest", lambda trial, space: next(drawn))
+    status, started = call("--trials", "3")
+    assert status == 2
+    assert [job.name for job in started] == ["reference", "trial-1"]
+    assert states(tmp_path) == ["FAIL", "COMPLETE", "FAIL"]
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "failed: trial-0 (discover.alpha=-1.0 must not be negative)"
+    assert "nothing" in second
+    assert last == "failed: trial-0, trial-2"
+
+
+def test_without_its_reference_there_is_no_search(call, capsys):
+    status, started = call("--trials", "2", failing={"reference": 1})
+    assert status != 0
+    assert [job.name for job in started] == ["reference"]
+    assert capsys.readouterr().err.startswith("error: reference failed (exit 1)")
+
+
+def test_a_stop_ends_the_search_and_its_trials_have_failed(search, call, monkeypatch, tmp_path):
+    def interrupted(trial, space):
+        raise Interrupted("stopped by SIGTERM")
+
+    monkeypatch.setattr(search, "suggest", interrupted)
+    status, _ = call("--trials", "2")
+    assert status == 3
+    assert states(tmp_path) == ["FAIL"]
