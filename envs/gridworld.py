@@ -5,6 +5,7 @@ row.
 """
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import jax
@@ -96,6 +97,7 @@ class GridWorld:
         self.num_cells = num_cells
         self.num_maps = num_maps
         self.map_seed = map_seed
+        self.first_map = first_map
         self.tasks = parse(tasks, num_colours, subgoals)
         self.observation_kind = observation
 
@@ -109,20 +111,43 @@ class GridWorld:
         self.action_spec: api.Discrete | api.Dense = api.Discrete(NUM_ACTIONS)
         self.target_spec: api.Discrete | api.Dense = api.Discrete(num_cells)
 
-        # Enough layouts must be solvable: all of a pool, else a share that `Layouts.draw` will hit.
-        if num_maps:
-            indices = first_map + jnp.arange(num_maps)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(map_seed), indices)
-            self.maps, self.map_distances, self.map_starts = jax.jit(jax.vmap(self._draw_map))(keys)
-            solvable = float(self.map_starts.any(-1).mean())
-        else:
-            solvable = self.layouts.share_solvable()
-        if solvable < (1.0 if num_maps else MIN_SOLVABLE):
-            raise ValueError(
-                f"env: {num_colours} colours and {num_walls} walls on {size} x {size} cells leave "
-                "too few solvable layouts to draw from; raise env.size or lower env.num_colours or "
-                "env.num_walls"
-            )
+        # Enough layouts must be solvable: a share that `Layouts.draw` will hit, or all of a pool.
+        if self.layouts.share_solvable() < MIN_SOLVABLE and not (num_maps and self._pool):
+            raise self._too_few()
+
+    @property
+    def maps(self) -> jax.Array:
+        """Objects of the maps of the pool, int32 [maps, O + W]."""
+        return self._pool[0]
+
+    @property
+    def map_distances(self) -> jax.Array:
+        """Steps from each cell to each colour, int32 [maps, O, G * G]."""
+        return self._pool[1]
+
+    @property
+    def map_starts(self) -> jax.Array:
+        """Cells where an episode may start, bool [maps, G * G]."""
+        return self._pool[2]
+
+    @cached_property
+    def _pool(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The pool, drawn when first needed: building a world leaves JAX alone."""
+        # Constants, even where the caller is being traced.
+        with jax.ensure_compile_time_eval():
+            indices = self.first_map + jnp.arange(self.num_maps)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.map_seed), indices)
+            pool = jax.jit(jax.vmap(self._draw_map))(keys)
+            if not pool[2].any(-1).all():
+                raise self._too_few()
+        return pool
+
+    def _too_few(self) -> ValueError:
+        return ValueError(
+            f"env: {self.num_colours} colours and {self.layouts.num_walls} walls on "
+            f"{self.size} x {self.size} cells leave too few solvable layouts to draw from; "
+            "raise env.size or lower env.num_colours or env.num_walls"
+        )
 
     # --- the episode ------------------------------------------------------------------------------
 

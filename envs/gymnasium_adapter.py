@@ -7,18 +7,21 @@ Importing this module registers, with the paper's settings (App. A),
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from threading import Lock
 from typing import Any
 
 import gymnasium
 import jax
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 
 from envs import api, registry
 from envs.ant.world import AntWorld
 from envs.gridworld import GridWorld
 from envs.gridworld_picture import frame, task_strip
+from envs.gymnasium_inputs import as_action, as_seed, require_jax
 
 Reset = Callable[[jax.Array], tuple[api.State, api.TimeStep]]
 Step = Callable[[api.State, Any], tuple[api.State, api.TimeStep]]
@@ -29,13 +32,19 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
 
     env: an environment, or the name of one and its `settings` (`envs.registry.make`).
 
-    Observations are float32 vectors (a multi-hot is written out), actions integers or float32
-    vectors in [-1, 1]. The info of each step holds `success`, `entered` (the colour entered, -1:
-    none) and `target` (what a next-observation loss predicts). An episode that ends at the horizon
-    without success or mistake is truncated; any other end is a termination. A step after the end is
-    undefined, as usual in Gymnasium. A world whose physics runs on the host is stepped there.
+    Observations are float32 vectors (a multi-hot is written out), a new array at every step.
+    Actions are integers or vectors in [-1, 1], of any type that NumPy reads (`as_action`); vectors
+    are clipped, as torques are by the world and by MuJoCo. The info of each step holds `success`,
+    `entered` (the colour entered, -1: none) and `target` (what a next-observation loss predicts).
+    An episode that ends at the horizon without success or mistake is truncated; any other end is a
+    termination. A step after the end changes nothing and pays nothing. A world whose physics runs
+    on the host is stepped there. Options of `reset` are ignored.
 
-    Raises ValueError for a render mode or an action that does not exist.
+    The worlds of this project start JAX with their first `reset`, so that processes forked before,
+    as `AsyncVectorEnv` does, start their own.
+
+    Raises ValueError for a render mode or an action that does not exist, ResetNeeded before the
+    first `reset`, RuntimeError in a process that was forked after JAX had started.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 8}
@@ -45,13 +54,8 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
             raise ValueError(
                 f"render_mode={render_mode!r} is none of {self.metadata['render_modes']}, None"
             )
-        if isinstance(env, str):
-            self.env, self._reset, self._step = _named_programs(
-                env, tuple(sorted(settings.items()))
-            )
-        else:
-            self.env = env
-            self._reset, self._step = _programs(env)
+        named = isinstance(env, str)
+        self._programs = _named(env, tuple(sorted(settings.items()))) if named else _Programs(env)
         if isinstance(self.env, AntWorld):  # videos play at real speed
             self.metadata = {**self.metadata, "render_fps": round(1 / self.env.control_step)}
         self.render_mode = render_mode
@@ -59,17 +63,33 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
         self.action_space = _action_space(self.env.action_spec)
         self._state: api.State = None
 
+    @property
+    def env(self) -> api.Environment:
+        """The world."""
+        return self._programs.env
+
+    @property
+    def _reset(self) -> Reset:
+        return self._programs.built[0]
+
+    @property
+    def _step(self) -> Step:
+        return self._programs.built[1]
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """A new episode, drawn from `np_random`; returns (observation, info)."""
-        super().reset(seed=seed)
+        require_jax()
+        super().reset(seed=as_seed(seed))
         key = jax.random.key(int(self.np_random.integers(2**31)))
         self._state, timestep = self._reset(key)
         return self._observe(jax.device_get(timestep))
 
     def step(self, action: Any):
         """One step; returns (observation, reward, terminated, truncated, info)."""
-        if not self.action_space.contains(action):
-            raise ValueError(f"action {action!r} is not in {self.action_space}")
+        require_jax()
+        action = as_action(self.action_space, action)
+        if self._state is None:
+            raise ResetNeeded("step before the first reset: call reset")
         self._state, timestep = self._step(self._state, action)
         timestep = jax.device_get(timestep)
         truncated = bool(timestep.truncated)
@@ -83,6 +103,9 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
             return None
         if not isinstance(self.env, GridWorld | AntWorld):
             raise NotImplementedError(f"no picture of {type(self.env).__name__}")
+        require_jax()
+        if self._state is None:
+            raise ResetNeeded("render before the first reset: call reset")
         progress = self._state.pinpad
         if isinstance(self.env, AntWorld):
             from envs.ant.picture import frame as ant_frame  # lazily: MuJoCo
@@ -96,11 +119,11 @@ class GymnasiumEnv(gymnasium.Env[np.ndarray, Any]):
 
     def _observe(self, timestep: api.TimeStep) -> tuple[np.ndarray, dict[str, Any]]:
         spec = self.env.observation_spec
-        observation = np.asarray(timestep.observation)
         if isinstance(spec, api.MultiHot):
-            indices = observation
             observation = np.zeros(spec.size, np.float32)
-            observation[indices] = 1
+            observation[timestep.observation] = 1
+        else:
+            observation = np.array(timestep.observation, np.float32)  # JAX's own is read-only
         target = np.array(timestep.target)
         return observation, {
             "success": bool(timestep.success),
@@ -121,22 +144,43 @@ def _action_space(spec: api.Discrete | api.Dense) -> spaces.Discrete | spaces.Bo
     return spaces.Box(-1, 1, (spec.size,), np.float32)
 
 
+class _Programs:
+    """A world and its programs, which are built when first called; copies share them."""
+
+    def __init__(self, env: api.Environment, name: tuple[Any, ...] = ()):
+        """name: the arguments of `_named` that give this; (): none do."""
+        self.env = env
+        self._name = name
+
+    @cached_property
+    def built(self) -> tuple[Reset, Step]:
+        """`reset` and `step`."""
+        return _compiled(self.env)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Programs":
+        return self  # a world never changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_named, self._name) if self._name else (_Programs, (self.env,))
+
+
 @lru_cache(maxsize=8)
-def _named_programs(
-    name: str, settings: tuple[tuple[str, Any], ...]
-) -> tuple[api.Environment, Reset, Step]:
-    """A world and its programs, shared by all copies so that a vector of them compiles once."""
-    env = registry.make(name, **dict(settings))
-    return env, *_programs(env)
+def _named(name: str, settings: tuple[tuple[str, Any], ...]) -> _Programs:
+    """A world by name, shared by all that ask for it so that a vector of them compiles once.
+
+    Forked processes find it here, too: they need not build it.
+    """
+    return _Programs(registry.make(name, **dict(settings)), (name, settings))
 
 
-def _programs(env: api.Environment) -> tuple[Reset, Step]:
+def _compiled(env: api.Environment) -> tuple[Reset, Step]:
     """`reset` and `step` of one episode, compiled; with native physics where the world has it."""
     if not env.on_host:
         return jax.jit(env.reset), jax.jit(env.step)
 
-    # The host steps batches: here always a batch of one.
+    # The host steps batches: here always a batch of one, for one thread at a time.
     host = registry.make_host(env, 1)
+    lock = Lock()
 
     def single(batched: Any) -> Any:
         return jax.tree.map(lambda x: x[0], batched)
@@ -146,7 +190,8 @@ def _programs(env: api.Environment) -> tuple[Reset, Step]:
 
     def step(state: api.State, action: Any) -> tuple[api.State, api.TimeStep]:
         batch = jax.tree.map(lambda x: x[None], state)
-        return single(host.step(batch, np.asarray(action)[None]))
+        with lock:
+            return single(host.step(batch, action[None]))
 
     return reset, step
 

@@ -5,6 +5,7 @@ of the walls.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -38,18 +39,22 @@ class Layouts:
         """O + W."""
         return self.num_colours + self.num_walls
 
-    def next_cells(self, objects: jax.Array) -> jax.Array:
-        """Where each move leads from each cell, int32 [G * G, 4]; a blocked move stays in place."""
+    @cached_property
+    def open_moves(self) -> np.ndarray:
+        """Where each move leads from each cell of a grid without walls, int [G * G, 4]."""
         cells = np.arange(self.num_cells)
         row = cells // self.size
         column = cells % self.size
         to_row = row[:, None] + MOVES[:, 0]
         to_column = column[:, None] + MOVES[:, 1]
         inside = (to_row >= 0) & (to_row < self.size) & (to_column >= 0) & (to_column < self.size)
-        target = np.where(inside, to_row * self.size + to_column, cells[:, None])
+        return np.where(inside, to_row * self.size + to_column, cells[:, None])
+
+    def next_cells(self, objects: jax.Array) -> jax.Array:
+        """Where each move leads from each cell, int32 [G * G, 4]; a blocked move stays in place."""
         walls = objects[self.num_colours :]
-        into_wall = (target[..., None] == walls).any(-1)
-        return jnp.where(into_wall, cells[:, None], target)
+        into_wall = (self.open_moves[..., None] == walls).any(-1)
+        return jnp.where(into_wall, np.arange(self.num_cells)[:, None], self.open_moves)
 
     def colour_entered(self, objects: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
         """The colour that a move from cell to cell visits; -1 for none or if nothing moved."""
@@ -120,7 +125,30 @@ class Layouts:
         return objects, agent
 
     def share_solvable(self, draws: int = 512) -> float:
-        """Share of random placements in which every colour can be reached."""
-        keys = jax.random.split(jax.random.key(0), draws)
-        check = jax.jit(jax.vmap(lambda key: self.solvable(*self.draw_placement(key))))
-        return float(check(keys).mean())
+        """Share of random placements in which every colour can be reached.
+
+        Worked out without JAX, so that a world can be built before a process forks.
+        """
+        rng = np.random.default_rng(0)
+        cells = rng.permuted(np.tile(np.arange(self.num_cells), (draws, 1)), axis=1)
+        objects = cells[:, : self.num_objects]
+        agent = cells[:, self.num_objects]
+        return float(self.solvable_from(objects, agent).mean())
+
+    def solvable_from(self, objects: np.ndarray, agent: np.ndarray) -> np.ndarray:
+        """`solvable` of N placements [N, O + W] with the agents [N] on free cells, bool [N].
+
+        The agent's surroundings suffice: colours that border on them can be reached from each
+        other, too.
+        """
+        # From the start through free cells, one step per iteration, until nothing changes.
+        draw = np.arange(len(agent))[:, None]
+        free = np.ones((len(agent), self.num_cells), bool)
+        free[draw, objects] = False
+        surroundings = np.arange(self.num_cells) == agent[:, None]
+        while True:
+            beside = surroundings[:, self.open_moves].any(-1)
+            wider = surroundings | (beside & free)
+            if (wider == surroundings).all():
+                return beside[draw, objects[:, : self.num_colours]].all(-1)
+            surroundings = wider

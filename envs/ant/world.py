@@ -121,7 +121,7 @@ class AntWorld:
         self.cell_size = cell_size
         self.frame_skip = frame_skip
         self.control_step = frame_skip * model.TIMESTEP  # s
-        self.on_host = jax.default_backend() == "cpu" if physics == "auto" else physics == "native"
+        self.physics = physics
         self.tasks = self.grid.tasks
         self.observation_kind = observation
 
@@ -133,6 +133,13 @@ class AntWorld:
         )
         self.target_spec = self.observation_spec  # the next observation itself
         self.action_spec = api.Dense(model.NUM_TORQUES)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether native physics steps the ant. To ask starts JAX, which building it does not."""
+        if self.physics == "auto":
+            return jax.default_backend() == "cpu"
+        return self.physics == "native"
 
     # --- the episode ------------------------------------------------------------------------------
 

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import subprocess
 import sys
 import warnings
@@ -11,6 +13,7 @@ from flax import struct
 from gymnasium.utils.env_checker import check_env
 
 from envs import api
+from envs.gridworld import GridWorld
 from envs.gridworld_picture import SWITCH_BORDER, frame
 from envs.gymnasium_adapter import GymnasiumEnv
 from envs.minigrid_pinpad import PALETTE, MiniGridPinpad, layout_grid
@@ -89,8 +92,6 @@ def test_gymnasium_accepts_a_continuous_world():
     assert (terminated, truncated) == (True, False)
     assert isinstance(reward, float)
     assert observation.dtype == info["target"].dtype == np.float32
-    with pytest.raises(ValueError, match="is not in Box"):
-        env.step(np.full(1, 2, np.float32))
 
 
 def test_the_observation_is_the_multi_hot_written_out(paper):
@@ -170,6 +171,236 @@ def test_the_protocol_needs_neither_gymnasium_nor_minigrid():
         "import envs.gymnasium_adapter; assert 'minigrid' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- what callers hand in -------------------------------------------------------------------------
+
+
+def same(left, right):
+    """Whether two steps, or what two resets return, are the same."""
+    return all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+NUMBERS = [
+    np.int64(1),
+    np.uint8(1),
+    np.array(1),
+    1.0,
+    np.float32(1),
+    jnp.int32(1),
+    jnp.array(1.0),
+    jnp.bfloat16(1),
+]
+
+
+@pytest.mark.parametrize("action", NUMBERS, ids=repr)
+def test_a_whole_number_of_any_type_is_a_choice(paper, action):
+    paper.reset(seed=0)
+    expected = paper.step(1)
+    paper.reset(seed=0)
+    assert same(paper.step(action), expected)
+
+
+NO_CHOICES = [-1, 4, 2**70, 1.5, np.nan, np.inf, True, np.bool_(True), jnp.array(True), 1j, "1"]
+NO_CHOICES += [None, [1], np.array([1]), jnp.array([1]), [], {}, b"1", np.timedelta64(1), "x" * 999]
+
+
+@pytest.mark.parametrize("action", NO_CHOICES, ids=lambda action: repr(action)[:20])
+def test_what_is_no_choice_is_refused(paper, action):
+    paper.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^action .{0,120} is not in Discrete\(4\): .*$"):
+        paper.step(action)
+
+
+class Pushed(PointMass):
+    """A point that is pushed in two directions; it shows where the pushes took it."""
+
+    observation_spec = target_spec = action_spec = api.Dense(2)
+
+    def reset(self, key):
+        return self._show(Mass(jnp.zeros(2), jnp.int32(0)))
+
+    def step(self, state, action):
+        return self._show(Mass(state.position + action, state.t + 1))
+
+    def _show(self, state):
+        late = state.t >= self.horizon
+        no = jnp.bool_(False)
+        return state, api.TimeStep(
+            state.position, state.position, jnp.float32(0), late, late, no, jnp.int32(-1)
+        )
+
+
+@pytest.fixture(scope="module")
+def pushed():
+    return GymnasiumEnv(Pushed())
+
+
+VECTORS = [
+    ([0.5, -1], [0.5, -1]),
+    ((0.5, -1), [0.5, -1]),
+    (np.array([0.5, -1.0]), [0.5, -1]),
+    (np.array([0.5, -1.0], np.float16), [0.5, -1]),
+    (jnp.array([0.5, -1.0]), [0.5, -1]),
+    (jnp.array([0.5, -1.0], jnp.bfloat16), [0.5, -1]),
+    (np.array([1, 0], np.uint8), [1, 0]),
+    ([jnp.float32(0.5), np.float64(-1)], [0.5, -1]),
+    ([1.5, -7], [1, -1]),
+    ([1e300, -np.inf], [1, -1]),
+    (np.array([0.25, 0.5])[::-1], [0.5, 0.25]),
+]
+
+
+@pytest.mark.parametrize(("action", "push"), VECTORS, ids=repr)
+def test_numbers_of_any_type_are_a_vector_and_are_clipped(pushed, action, push):
+    pushed.reset(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        observation, *_ = pushed.step(action)
+    assert observation.tolist() == push
+
+
+NO_VECTORS = [0.5, [0.5], [[0.5, 0.5]], [0.5, 0.5, 0.5], [np.nan, 0], [0.5, [0.5]], [True, False]]
+NO_VECTORS += [[1j, 0], ["1", "0"], None, [None, 0], np.array([0.5, 1], object), {0.5: 1}]
+
+
+@pytest.mark.parametrize("action", NO_VECTORS, ids=repr)
+def test_what_is_no_vector_of_the_space_is_refused(pushed, action):
+    pushed.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^action .* is not in Box\(.*\(2,\), float32\): .*$"):
+        pushed.step(action)
+    key = jax.random.split(jax.random.key(0))
+    with pytest.raises(ValueError, match="is not in Box"):
+        pushed.step(key)
+
+
+def test_what_is_shown_belongs_to_the_caller(paper, pushed):
+    for env, action in ((paper.unwrapped, 0), (pushed, [0.5, 0.5])):
+        expected = [env.reset(seed=0)[0], *(env.step(action)[0] for _ in range(3))]
+        shown = [env.reset(seed=0), *(env.step(action)[::4] for _ in range(3))]
+        arrays = [
+            array for step in shown for array in (step[0], step[1]["target"]) if np.ndim(array)
+        ]
+        assert all(array.flags.writeable and array.flags.owndata for array in arrays)
+        assert len({array.ctypes.data for array in arrays}) == len(arrays)
+        assert same([step[0] for step in shown], expected)
+
+        # What the caller writes into them changes no episode.
+        observation, info = env.reset(seed=0)
+        observation[:] = 7
+        if np.ndim(info["target"]):
+            info["target"][:] = 7
+        assert same([env.step(action)[0]], expected[1:2])
+
+
+def test_before_a_reset_there_is_nothing_to_step_or_draw():
+    env = GymnasiumEnv("gridworld", "rgb_array")
+    with pytest.raises(gymnasium.error.ResetNeeded, match="step before the first reset"):
+        env.step(0)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="render before the first reset"):
+        env.render()
+
+
+def test_a_step_after_the_end_changes_nothing(hand_world):
+    env = GymnasiumEnv(hand_world)
+    observation, *_ = env.reset(seed=0)
+    env._state, _ = hand_world.start(jnp.array([2, 6, 4]), 0, jnp.array([0, 1]), 2)
+    for action in (DOWN, DOWN):  # into the wrong colour
+        observation, *_ = env.step(action)
+    again, reward, terminated, truncated, info = env.step(UP)
+    assert (again == observation).all()
+    assert (reward, terminated, truncated) == (0.0, True, False)
+    assert info == {"success": False, "entered": -1, "target": 6}
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), np.array(3), jnp.int32(3)], ids=repr)
+def test_a_seed_is_an_integer_of_any_type(paper, seed):
+    assert same(paper.reset(seed=seed), paper.reset(seed=3))
+    assert paper.unwrapped.np_random_seed == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "3"])
+def test_what_is_no_seed_is_refused(paper, seed):
+    with pytest.raises(gymnasium.error.Error, match="Seed must be"):
+        paper.reset(seed=seed)
+
+
+@pytest.mark.parametrize("options", [None, {}, {"unknown": 1}])
+def test_options_are_ignored(paper, options):
+    assert same(paper.reset(seed=3, options=options), paper.reset(seed=3))
+
+
+def test_worlds_of_one_process_do_not_disturb_each_other():
+    one, two, alone = (gymnasium.make("internal_rl/GridWorldPinpad-v0") for _ in range(3))
+    expected = [alone.reset(seed=1), *(alone.step(action) for action in (UP, LEFT))]
+    shown = [one.reset(seed=1)]
+    two.reset(seed=2)
+    for action in (UP, LEFT):
+        two.step(DOWN)
+        shown.append(one.step(action))
+    two.close()
+    two.close()
+    assert all(same(a, b) for a, b in zip(shown, expected, strict=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_goes_on_by_itself(copied):
+    env = gymnasium.make("internal_rl/GridWorldPinpad-v0", render_mode="rgb_array")
+    unused = copied(env)
+    assert same(unused.reset(seed=1), env.reset(seed=1))
+    env.step(UP)
+    copy = copied(env)
+    expected = [env.step(DOWN), env.reset()]
+    assert same(copy.step(DOWN), expected[0])
+    assert same(copy.reset(), expected[1])
+    assert (copy.render() == env.render()).all()
+    assert copy.unwrapped._step is env.unwrapped._step  # compiled once
+    spec = copied(env.spec)
+    assert same(gymnasium.make(spec).reset(seed=1), env.reset(seed=1))
+    assert gymnasium.envs.registration.EnvSpec.from_json(spec.to_json()) == spec
+
+
+# --- worlds that leave JAX alone until they are used ----------------------------------------------
+
+
+def test_building_a_world_does_not_start_jax():
+    code = """
+import gymnasium, envs.gymnasium_adapter
+from jax._src.xla_bridge import backends_are_initialized
+for world in "GridWorldPinpad", "AntPinpad":
+    for name in f"internal_rl/{world}-v0", f"internal_rl/{world}PostTraining-v0":
+        for maps in 0, 2:
+            env = gymnasium.make(name, render_mode="rgb_array", num_maps=maps)
+            env.action_space.sample(), env.observation_space.sample()
+assert not backends_are_initialized()
+env.reset()
+assert backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_pool_first_needed_within_a_program_is_the_same():
+    settings = {"size": 4, "num_colours": 3, "num_walls": 3, "tasks": "ring:2", "num_maps": 3}
+    keys = jax.random.split(jax.random.key(0), 4)
+    within, before = GridWorld(**settings), GridWorld(**settings)
+    assert before.maps.shape == (3, 6)
+    jax.eval_shape(GridWorld(**settings).reset, keys[0])
+    states = [jax.jit(jax.vmap(world.reset))(keys)[0] for world in (within, before)]
+    assert (states[0].objects == states[1].objects).all()
+    assert (within.maps == before.maps).all()
+
+
+def test_what_can_be_solved_is_the_same_without_jax(crowded_world):
+    layouts = crowded_world.layouts
+    keys = jax.random.split(jax.random.key(5), 2000)
+    objects, agent = jax.jit(jax.vmap(layouts.draw_placement))(keys)
+    expected = np.asarray(jax.jit(jax.vmap(layouts.solvable))(objects, agent))
+    assert (layouts.solvable_from(np.asarray(objects), np.asarray(agent)) == expected).all()
+    assert abs(layouts.share_solvable() - expected.mean()) < 0.1
+    assert 0.1 < expected.mean() < 0.9
 
 
 # --- pictures -----------------------------------------------------------------------------------
