@@ -4,23 +4,30 @@
 W&B is a mirror of it: whatever fails there costs a warning, never a training.
 """
 
+import configparser
+import errno
 import fcntl
+import io
 import json
 import logging
 import math
 import netrc
 import os
+import re
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from internal_rl.training import files
+from internal_rl.training.files import NOT_FINITE, FileError
 from internal_rl.training.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -30,8 +37,23 @@ Line = dict[str, Any]  # of metrics.jsonl
 
 _log = logging.getLogger(__name__)
 
-_LINE_KEYS = {"stage", "step", "episodes", "time"}
-_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings: JSON has none
+_AXIS = {name.split("/")[0]: axis for name, (axis, _) in METRICS.items()}  # of every stage
+_AXES = tuple(dict.fromkeys(_AXIS.values()))
+_LINE_KEYS = {"stage", "time", *_AXES}
+_TELLING = {"start"}  # metrics that tell several trainings of one stage apart
+_LARGEST = 2**63  # no step is beyond it
+
+Mode = Literal["online", "offline", "shared"]
+PROJECT = "internal-rl"  # at W&B, unless somebody says otherwise
+# What WANDB_MODE may say, older names too, and what it means.
+_MODES: dict[str, Mode | Literal["disabled"]] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "shared": "shared",
+    "disabled": "disabled",
+}
 
 
 class UnknownMetricError(KeyError):
@@ -51,13 +73,16 @@ class Tracker:
 
     Args:
         run_dir: the run's folder, made if needed; W&B keeps its files in `run_dir/wandb`.
-        wandb_mode: "auto" (online if there is a key, else offline), "online", "offline" or
-            "disabled".
-        project, name, config: W&B's project, run name and configuration.
+        wandb_mode: "online", "offline" or "disabled"; "auto": as W&B's environment variables and
+            settings file say, by default online if there is a key, else offline.
+        project, name, group: at W&B. None: as its environment says, by default the project
+            `internal-rl`, a name that W&B makes up and no group.
+        config: W&B's configuration of the run.
         context: keys added to every line, e.g. {"seed": 3}; they tell parallel runs apart.
 
     Raises:
         ValueError: unknown mode, or a context key that is also a metric's or a line's key.
+        FileError: the folder or its metrics.jsonl cannot be written.
     """
 
     def __init__(
@@ -77,21 +102,21 @@ class Tracker:
             raise ValueError(
                 f"context key {clash[0]!r} names a metric or a key of the line: rename it"
             )
-        run_dir.mkdir(parents=True, exist_ok=True)
-        options = {
-            "project": project,
-            "name": name,
-            "group": group,
-            "config": {**(config or {}), **self._context},
-        }
+        names = {"project": project, "name": name, "group": group}
+        options = {**names, "config": {**(config or {}), **self._context}}
+        self._path = run_dir / "metrics.jsonl"
+        with _writing(self._path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+            self._file = os.open(self._path, flags, 0o644)
         self._run = _start_wandb(run_dir, wandb_mode, options)
-        self._file = _open_lines(run_dir / "metrics.jsonl")
 
     def log(self, stage: str, x: int, metrics: Mapping[str, float]) -> None:
         """Log metrics of `stage` at x (gradient steps or episodes, as METRICS says).
 
         Raises:
             UnknownMetricError: a name that METRICS does not list.
+            FileError: the line cannot be written; the file is as it was.
         """
         if not metrics:
             return
@@ -99,29 +124,51 @@ class Tracker:
         values = {name: _plain(value) for name, value in metrics.items()}
         head = {"stage": stage, axis: int(x), "time": round(time.time(), 3)}
         line = {**head, **self._context, **values}
-        with _locked(self._file):
-            os.write(self._file, (json.dumps(line, allow_nan=False) + "\n").encode())
+        text = json.dumps(line, allow_nan=False) + "\n"
+        with _writing(self._path), _locked(self._file):
+            _append(self._file, text.encode())
         point = {axis: int(x)} | {name: float(value) for name, value in metrics.items()}
         self._send(lambda run: run.log({f"{stage}/{key}": value for key, value in point.items()}))
 
-    def rewind(self, stage: str, x: int, **where: float) -> None:
-        """Drop this process's lines of a stage beyond x: a resumed run logs them again.
+    def rewind(self, stage: str, x: int, **where: float | str) -> None:
+        """Drop this tracker's lines of a stage beyond x: a resumed training logs them again.
+
+        Its lines are those with its context. Other processes may go on logging meanwhile.
 
         where: only lines that hold these values, which tell several trainings of a stage apart.
         """
-        tags = {**self._context, **where}
+        quoted = json.dumps(stage).encode()
+        tags = {key: _plain(value) for key, value in where.items() if not isinstance(value, str)}
+        tags = {**where, **tags}
 
-        def dropped(line: Line) -> bool:
-            beyond = line["stage"] == stage and line.get("step", line.get("episodes", 0)) > x
-            return beyond and all(line.get(key) == value for key, value in tags.items())
+        def dropped(text: bytes) -> bool:
+            line = _parsed(text) if quoted in text else None
+            if line is None or line["stage"] != stage or line[_axis_of(line)] <= x:
+                return False
+            return _context(line) == self._context and all(
+                line.get(key) == value for key, value in tags.items()
+            )
 
-        with _locked(self._file):
-            size = os.fstat(self._file).st_size
-            content = os.pread(self._file, size, 0).splitlines(keepends=True)
-            kept = [text for text in content if not dropped(json.loads(text))]
-            if len(kept) < len(content):
-                os.ftruncate(self._file, 0)
-                os.write(self._file, b"".join(kept))
+        with _writing(self._path), _locked(self._file):
+            # What is kept of the file from the first line on that is not.
+            content = self._path.read_bytes()
+            position = 0
+            kept: list[bytes] | None = None
+            for text in io.BytesIO(content):
+                if dropped(text):
+                    kept = [] if kept is None else kept
+                elif kept is not None:
+                    kept.append(text)
+                position += len(text) if kept is None else 0
+            if kept is None:
+                return
+
+            # In place, by a handle that does not append: others hold this file open. Written
+            # before the rest is cut off: a kill in between leaves lines twice, and loses none.
+            with self._path.open("r+b") as file:
+                file.seek(position)
+                file.write(b"".join(kept))
+                file.truncate()
 
     def forward(self, lines: Iterable[Line]) -> None:
         """Send lines that other processes wrote (as `read_metrics` gives them) to W&B only.
@@ -130,10 +177,10 @@ class Tracker:
         """
         for line in lines:
             stage = line["stage"]
-            axis = "step" if "step" in line else "episodes"
+            axis = _axis_of(line)
             values = {key: value for key, value in line.items() if f"{stage}/{key}" in METRICS}
-            context = [key for key in line if key not in values and key not in _LINE_KEYS]
-            prefix = "/".join([stage, *(f"{key}_{line[key]}" for key in context)])
+            context = _context(line)
+            prefix = "/".join([stage, *(f"{key}_{value}" for key, value in context.items())])
             point = {f"{prefix}/{key}": value for key, value in values.items()}
             point = {f"{stage}/{axis}": line[axis], **point}
             self._send(lambda run, point=point: run.log(point))
@@ -188,22 +235,61 @@ class Tracker:
             self._run = None
 
 
+class Lines:
+    """The lines of `run_dir/metrics.jsonl`, one by one, oldest first; none where there is no file.
+
+    Damaged lines are left out, and a warning says how many. What a resumed run has logged again
+    comes twice.
+
+    damaged: how many lines were, once all have been read.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        self.damaged = 0
+
+    def __iter__(self) -> Iterator[Line]:
+        """Raises FileError where the file cannot be read."""
+        self.damaged = 0
+        for text in io.BytesIO(self._content()):
+            if not text.strip():
+                continue
+            line = _parsed(text)
+            if line is None:
+                self.damaged += 1
+            else:
+                yield line
+        if self.damaged:
+            _warn_of_damage(self._path, self.damaged)
+
+    def _content(self) -> bytes:
+        """All of the file at once: while it is read nobody may rewrite it."""
+        try:
+            with self._path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
+                return file.read()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise FileError(
+                f"{self._path} cannot be read ({error.strerror}); make it a readable file"
+            ) from error
+
+
 def read_metrics(run_dir: Path, stage: str | None = None) -> list[Line]:
     """The lines of `run_dir/metrics.jsonl`, or of one stage in it, oldest first.
 
-    [] where nothing was logged. A line cut off by a killed process is skipped. A run that was
-    resumed may hold an x twice.
+    [] where nothing was logged. Damaged lines are left out, with a warning. Of lines that a
+    resumed run has logged twice, the last counts.
     """
-    file = run_dir / "metrics.jsonl"
-    lines: list[Line] = []
-    for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
+    found: dict[Any, Line] = {}
+    for line in Lines(run_dir):
+        if stage is not None and line["stage"] != stage:
             continue
-        if stage is None or line["stage"] == stage:
-            lines.append({key: _NOT_FINITE.get(value, value) for key, value in line.items()})
-    return lines
+        tags = {**_context(line), **{key: line[key] for key in _TELLING & line.keys()}}
+        same = (line["stage"], line[_axis_of(line)], frozenset(tags.items()), frozenset(line))
+        found.pop(same, None)
+        found[same] = line
+    return list(found.values())
 
 
 class Progress:
@@ -211,7 +297,7 @@ class Progress:
 
     def __init__(self, total: int, description: str, initial: int = 0) -> None:
         # No columns: no bar.
-        plain = {"file": _Lines(), "mininterval": 10.0, "miniters": 1, "ncols": 0}
+        plain = {"file": _PlainLines(), "mininterval": 10.0, "miniters": 1, "ncols": 0}
         style: dict[str, Any] = {"dynamic_ncols": True} if sys.stderr.isatty() else plain
         self._bar: tqdm[None] = tqdm(total=total, desc=description, initial=initial, **style)
 
@@ -232,7 +318,7 @@ class Progress:
         self.close()
 
 
-class _Lines:
+class _PlainLines:
     """A file for tqdm that prints each state on a line of its own, not over the former one."""
 
     def write(self, text: str) -> None:
@@ -259,24 +345,85 @@ def _plain(value: float) -> float | str:
     return float(f"{value:.7g}") if math.isfinite(value) else str(value)
 
 
-def _open_lines(path: Path) -> int:
-    """Open for appending.
+# --- lines ------------------------------------------------------------------------------------
 
-    A line that a killed process has cut off is ended, so that it spoils no other.
+
+def _parsed(text: bytes) -> Line | None:
+    """A line of the file; None if it is damaged."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("stage"), str):
+        return None
+
+    # Its x is a number.
+    x: Any = line.get(_axis_of(line))
+    if type(x) not in (int, float) or not -_LARGEST < x < _LARGEST:
+        return None
+
+    # So are its metrics; what is not finite is a string.
+    stage = line["stage"]
+    for key, value in line.items():
+        if isinstance(value, float):
+            continue
+        if isinstance(value, int):
+            if not -_LARGEST < value < _LARGEST:
+                return None
+        elif not isinstance(value, str):
+            return None
+        elif value in NOT_FINITE and key != "stage":
+            line[key] = NOT_FINITE[value]
+        elif f"{stage}/{key}" in METRICS:
+            return None
+    return line
+
+
+def _axis_of(line: Line) -> str:
+    """The key of a line's x; of a stage that METRICS does not list, the one it has."""
+    known = _AXIS.get(line["stage"])
+    return known or next((axis for axis in _AXES if axis in line), "")
+
+
+def _context(line: Line) -> Line:
+    """What tells whose line it is: all but the metrics and the keys of every line."""
+    stage = line["stage"]
+    return {
+        key: value
+        for key, value in line.items()
+        if key not in _LINE_KEYS and f"{stage}/{key}" not in METRICS
+    }
+
+
+@cache
+def _warn_of_damage(path: Path, count: int) -> None:
+    """Once a process, however often the file is read."""
+    lines = "1 damaged line is" if count == 1 else f"{count} damaged lines are"
+    _log.warning("%s: %s left out", path, lines)
+
+
+def _append(file: int, text: bytes) -> None:
+    """Append a line, whole or not at all.
+
+    What a killed process has cut off is ended before, so that it spoils no other line. Raises
+    OSError.
     """
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    with _locked(file):
-        size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":
-            os.write(file, b"\n")
-    return file
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        text = b"\n" + text
+    written = os.write(file, text)
+    if written < len(text):
+        with suppress(OSError):
+            if os.fstat(file).st_size == size + written:  # nobody has appended since
+                os.ftruncate(file, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
-def _locked(file: int) -> Iterator[None]:
+def _locked(file: int, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Keeps other processes from the file: not every file system appends whole lines by itself."""
     with suppress(OSError):  # a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, kind)
     try:
         yield
     finally:
@@ -284,44 +431,72 @@ def _locked(file: int) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the operating system refuses, as one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free space" if full else "make it writable"
+        raise FileError(
+            f"{path} cannot be written ({error.strerror}); {remedy}, then run the same command to "
+            "continue"
+        ) from error
+
+
+# --- W&B --------------------------------------------------------------------------------------
+
+
 def _start_wandb(run_dir: Path, mode: str, options: dict[str, Any]) -> "Run | None":
     """A W&B run; offline where online fails, None where that fails too."""
     if mode not in ("auto", "online", "offline", "disabled"):
         raise ValueError(f"wandb mode {mode!r}: use auto, online, offline or disabled")
-    if mode == "disabled":
+    chosen = _mode_of_environment() if mode == "auto" else _MODES[mode]
+    if chosen == "disabled":
         return None
-    online = mode == "online" or (mode == "auto" and _has_wandb_key())
-    for attempt in ("online", "offline") if online else ("offline",):
+    attempts: tuple[Mode, ...] = ("offline",) if chosen == "offline" else (chosen, "offline")
+    for attempt in attempts:
         try:
             return _init_wandb(run_dir, attempt, options)
         except Exception as error:  # noqa: BLE001  no key, no network, a broken installation
-            remedy = "logging offline" if attempt == "online" else "logging to metrics.jsonl only"
+            last = attempt == attempts[-1]
+            remedy = "logging to metrics.jsonl only" if last else "logging offline"
             _log.warning("W&B %s did not start, %s (%s)", attempt, remedy, _first_line(error))
     return None
 
 
-def _init_wandb(
-    run_dir: Path, mode: Literal["online", "offline"], options: dict[str, Any]
-) -> "Run":
+def _init_wandb(run_dir: Path, mode: Mode, options: dict[str, Any]) -> "Run":
     # No telemetry threads: offline means offline.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
-    # The id is kept, so that a resumed training goes on in the same W&B run.
-    id_file = run_dir / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
-
     # Timeouts: a dead network may cost half a minute at the start and a minute at the end, no more.
+    wishes = {
+        "login_timeout": 30,
+        "init_timeout": 30,
+        "finish_timeout": 60,
+        "silent": True,
+        "console": "off",
+    }
     settings = wandb.Settings(
-        login_timeout=30, init_timeout=30, finish_timeout=60, silent=True, console="off"
+        **{name: wish for name, wish in wishes.items() if not _said(name)}  # type: ignore[arg-type]
     )
+
+    # Whatever the caller leaves open is the environment's; None leaves it to W&B.
+    run_id = _run_id(run_dir / "wandb_id")
+    ours = {
+        "project": None if _said("project") else PROJECT,
+        "dir": None if _said("dir") else run_dir.absolute(),
+        "id": None if _said("run_id") else run_id,
+        # Offline cannot resume, and would say so.
+        "resume": "allow" if mode == "online" and not _said("resume") else None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        wandb.setup(settings)
-        resume = "allow" if mode == "online" else None  # offline cannot, and would say so
-        run_id = id_file.read_text().strip()
-        options |= {"dir": run_dir.absolute(), "id": run_id, "settings": settings}
-        run = wandb.init(mode=mode, resume=resume, **options)
+        with _environment("WANDB_MODE", mode):  # W&B refuses a mode that it does not know
+            wandb.setup(settings)
+            run = wandb.init(mode=mode, settings=settings, **{**ours, **given})
     except Exception:
         wandb.teardown()  # else the next attempt finds the run's id in use
         raise
@@ -333,13 +508,67 @@ def _init_wandb(
     return run
 
 
+def _mode_of_environment() -> Mode | Literal["disabled"]:
+    """What W&B's variables and settings file say; by default online if there is a key."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"
+    said = _said("mode")
+    if said in _MODES:
+        return _MODES[said]
+    if said:
+        known = ", ".join(_MODES)
+        _log.warning("W&B's mode %r is none of %s: logging offline", said, known)
+        return "offline"
+    return "online" if _has_wandb_key() else "offline"
+
+
+def _said(setting: str) -> str | None:
+    """What is said of one of W&B's settings, None if nothing.
+
+    By a variable, or in the files that W&B's own program leaves (`wandb offline`, `wandb init`).
+    """
+    if value := os.environ.get(f"WANDB_{setting.upper()}"):
+        return value
+    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
+    workspace = Path(os.environ.get("WANDB_DIR") or ".", "wandb")
+    file = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, OSError, ValueError, RuntimeError):
+        found = [files.expand(folder) / "settings" for folder in (user, workspace)]
+        file.read(found, encoding="utf-8")
+    return file.get("default", setting, fallback=None)
+
+
+def _run_id(path: Path) -> str:
+    """The id of the run at W&B, kept in a file: a resumed training goes on in the same run."""
+    kept = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+    usable = kept if re.fullmatch(r"[^\s:;,#?/'\0\ufffd]{1,128}", kept) else secrets.token_hex(4)
+    run_id = os.environ.get("WANDB_RUN_ID") or usable
+    if run_id != kept:
+        files.write_text(path, run_id)
+    return run_id
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the time being."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(_said("base_url") or "https://api.wandb.ai").hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
 
 

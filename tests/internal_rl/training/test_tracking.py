@@ -1,17 +1,23 @@
 """Metrics: the JSON lines, W&B as a mirror that may fail, and the progress line."""
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from internal_rl.training import tracking
+from internal_rl.training.files import FileError
 from internal_rl.training.loop import Interrupted
 from internal_rl.training.metrics import geometric_mean
 from internal_rl.training.tracking import (
@@ -22,6 +28,8 @@ from internal_rl.training.tracking import (
     read_metrics,
 )
 from tests.limits import HANG
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class FakeRun:
@@ -49,10 +57,34 @@ def fake_run(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     return run
 
 
-@pytest.fixture
-def no_wandb_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+@pytest.fixture(autouse=True)
+def no_word_to_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of this machine's says anything to W&B: no variable, key or settings file."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no_settings"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What wandb.init is called with; it does nothing."""
+    wandb = pytest.importorskip("wandb")
+    calls: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> Any:
+        calls.append({**options, "WANDB_MODE": os.environ["WANDB_MODE"]})
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda **_: None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "setup", lambda _: None)
+    return calls
+
+
+def texts(run_dir: Path) -> list[str]:
+    """The lines of metrics.jsonl as they are."""
+    return (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 
 
 def test_log_writes_one_json_line(tmp_path: Path) -> None:
@@ -134,14 +166,242 @@ with Tracker(directory, wandb_mode="disabled", context=context) as tracker:
         tracker.log("internal_rl", episodes, {"success": 0.5, "updated": 1})
 """
     workers = [
-        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), seed]) for seed in "01"
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), seed], cwd=ROOT)
+        for seed in "01"
     ]
     assert [worker.wait(timeout=HANG) for worker in workers] == [0, 0]
 
-    texts = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    lines = [json.loads(text) for text in texts]  # raises on an interleaved line
+    lines = [json.loads(text) for text in texts(tmp_path)]  # raises on an interleaved line
     for seed in (0, 1):
         assert [line["episodes"] for line in lines if line["seed"] == seed] == list(range(2000))
+
+
+GOOD = '{"stage": "pretrain", "step": 7, "nll": 0.5}'
+DAMAGED = (
+    "12",
+    "[]",
+    "null",
+    "{}",
+    '"text"',
+    "not JSON",
+    '{"step": 1, "nll": 0.5}',
+    '{"stage": 3, "step": 1, "nll": 0.5}',
+    '{"stage": "pretrain", "nll": 0.5}',
+    '{"stage": "pretrain", "episodes": 1, "nll": 0.5}',
+    '{"stage": "pretrain", "step": "one", "nll": 0.5}',
+    '{"stage": "pretrain", "step": null, "nll": 0.5}',
+    '{"stage": "pretrain", "step": true, "nll": 0.5}',
+    '{"stage": "pretrain", "step": NaN, "nll": 0.5}',
+    '{"stage": "pretrain", "step": "inf", "nll": 0.5}',
+    '{"stage": "pretrain", "step": 1e999, "nll": 0.5}',
+    f'{{"stage": "pretrain", "step": 1{"0" * 400}, "nll": 0.5}}',
+    '{"stage": "pretrain", "step": 1, "nll": "half"}',
+    '{"stage": "pretrain", "step": 1, "nll": [0.5]}',
+    '{"stage": "pretrain", "step": 1, "nll": null}',
+    '{"stage": "pretrain", "step": 1, "seed": {}, "nll": 0.5}',
+    "[" * 100_000,
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_line_is_left_out_and_said_once(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = "\n".join([GOOD, text, "", text, GOOD.replace("7", "8")]) + "\n"
+    (tmp_path / "metrics.jsonl").write_text(content, encoding="utf-8")
+    for _ in range(3):
+        assert [line["step"] for line in read_metrics(tmp_path)] == [7, 8]
+    assert caplog.messages == [f"{tmp_path}/metrics.jsonl: 2 damaged lines are left out"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\0\xff\xfe\x80" * 9, b"\xef\xbb\xbf{}\n"])
+def test_a_file_without_a_line_reads_as_one(tmp_path: Path, content: bytes) -> None:
+    assert read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    assert read_metrics(tmp_path) == []
+
+
+def test_lines_end_where_they_were_ended(tmp_path: Path) -> None:
+    """Not at other characters that some call the end of a line."""
+    line = {"stage": "pretrain", "step": 1, "place": "a\x85b\u2028c", "nll": 1.0}
+    text = json.dumps(line, ensure_ascii=False)
+    (tmp_path / "metrics.jsonl").write_text(text + "\n", encoding="utf-8", newline="")
+    assert read_metrics(tmp_path) == [line]
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(
+        FileError, match=r"metrics\.jsonl cannot be read \(Is a directory\); make it"
+    ):
+        read_metrics(tmp_path)
+
+
+KEYS = st.sampled_from(["stage", "step", "episodes", "seed", "nll", "success", "time", "start"])
+VALUES = st.one_of(
+    st.sampled_from(["pretrain", "internal_rl", "propose", "nan", "-inf", ""]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+)
+LINES = st.one_of(
+    st.binary(max_size=40),
+    st.dictionaries(KEYS, VALUES).map(lambda line: json.dumps(line).encode()),
+)
+
+
+@given(st.lists(LINES, max_size=8))
+def test_any_lines_are_read_forwarded_and_rewound(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    run_dir = tmp_path_factory.mktemp("run")
+    (run_dir / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    with Tracker(run_dir, wandb_mode="disabled") as tracker:
+        tracker.log("pretrain", 1, {"nll": 1.0})
+        tracker.forward(read_metrics(run_dir))
+        tracker.rewind("pretrain", 0)
+        found = read_metrics(run_dir)
+        assert all(
+            line["step"] <= 0
+            for line in found
+            if line["stage"] == "pretrain" and "seed" not in line
+        )
+
+
+def test_of_lines_logged_twice_the_last_counts(tmp_path: Path) -> None:
+    def lines(*, seed: int | None, nll: float) -> None:
+        context = None if seed is None else {"seed": seed}
+        with Tracker(tmp_path, wandb_mode="disabled", context=context) as tracker:
+            tracker.log("pretrain", 1, {"nll": nll})
+            tracker.log("pretrain", 2, {"nll": nll})
+            tracker.log("pretrain", 2, {"valid_nll": nll})
+            for start in (0, 1):
+                tracker.log("propose", 2, {"noise": nll, "start": start})
+
+    lines(seed=None, nll=1)
+    lines(seed=4, nll=2)
+    once = len(read_metrics(tmp_path))
+    assert once == len(texts(tmp_path)) == 10
+    lines(seed=4, nll=3)
+    found = read_metrics(tmp_path)
+    assert len(found) == once
+    values = [(line.get("seed"), line.get("nll")) for line in found if line["stage"] == "pretrain"]
+    assert values == [(None, 1), (None, 1), (None, None), (4, 3), (4, 3), (4, None)]
+    assert [line["start"] for line in found if line["stage"] == "propose"] == [0, 1, 0, 1]
+
+
+def test_rewind_drops_what_a_resumed_training_logs_again(tmp_path: Path) -> None:
+    """Its own lines beyond x: not another seed's, nor another stage's, nor another start's."""
+    with (
+        Tracker(tmp_path, wandb_mode="disabled") as tracker,
+        Tracker(tmp_path, wandb_mode="disabled", context={"seed": 1}) as other,
+    ):
+        for step in (10, 20, 30):
+            tracker.log("pretrain", step, {"nll": 1.0})
+            other.log("pretrain", step, {"nll": 2.0})
+            tracker.log("discover", step, {"nll": 3.0})
+            for start in (0, 1):
+                tracker.log("propose", step, {"noise": 1 / 3, "start": start})
+        before = texts(tmp_path)
+        inode = (tmp_path / "metrics.jsonl").stat().st_ino
+
+        tracker.rewind("pretrain", 10)
+        tracker.rewind("propose", 20, start=1)
+        dropped = [before.index(text) for text in before if text not in texts(tmp_path)]
+        assert dropped == [5, 10, 14]
+        assert texts(tmp_path) == [text for text in before if before.index(text) not in dropped]
+
+        # Others' files are still this one.
+        assert (tmp_path / "metrics.jsonl").stat().st_ino == inode
+        other.log("pretrain", 40, {"nll": 2.0})
+        tracker.log("pretrain", 20, {"nll": 4.0})
+        assert [json.loads(text)["step"] for text in texts(tmp_path)[-2:]] == [40, 20]
+
+
+def test_rewind_by_every_axis(tmp_path: Path) -> None:
+    with Tracker(tmp_path, wandb_mode="disabled", context={"seed": 0}) as tracker:
+        for x in (1, 2):
+            tracker.log("internal_rl", x, {"success": 1.0})
+            tracker.log("expert", x, {"velocity": 1.0})
+        tracker.rewind("internal_rl", 1)
+        tracker.rewind("expert", 0)
+    assert [line["stage"] for line in read_metrics(tmp_path)] == ["internal_rl"]
+
+
+def test_rewind_touches_nothing_where_nothing_is_to_drop(tmp_path: Path) -> None:
+    content = f"{GOOD}\n12\ncut o"
+    (tmp_path / "metrics.jsonl").write_text(content, encoding="utf-8")
+    os.utime(tmp_path / "metrics.jsonl", (1, 1))
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        tracker.rewind("pretrain", 7)
+        tracker.rewind("discover", 0)
+    assert (tmp_path / "metrics.jsonl").read_text() == content
+    assert (tmp_path / "metrics.jsonl").stat().st_mtime == 1
+
+
+def test_lines_that_others_append_survive_a_rewind(tmp_path: Path) -> None:
+    """Two processes log while this one rewinds again and again."""
+    program = """
+import sys
+from pathlib import Path
+from internal_rl.training.tracking import Tracker
+
+directory, context = Path(sys.argv[1]), {"seed": int(sys.argv[2])}
+with Tracker(directory, wandb_mode="disabled", context=context) as tracker:
+    for episodes in range(3000):
+        tracker.log("internal_rl", episodes, {"success": 0.5})
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    workers = [subprocess.Popen([*command, seed], cwd=ROOT) for seed in "01"]
+    with Tracker(tmp_path, wandb_mode="disabled", context={"seed": 2}) as tracker:
+        while any(worker.poll() is None for worker in workers):
+            for episodes in (1, 2, 3):
+                tracker.log("internal_rl", episodes, {"success": 0.5})
+            tracker.rewind("internal_rl", 1)
+    assert [worker.wait() for worker in workers] == [0, 0]
+    lines = [json.loads(text) for text in texts(tmp_path)]
+    for seed in (0, 1):
+        assert [line["episodes"] for line in lines if line["seed"] == seed] == list(range(3000))
+    assert {line["episodes"] for line in lines if line["seed"] == 2} == {1}
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_full_disk_is_one_line_and_glues_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    write = os.write
+
+    def full(file: int, text: bytes) -> int:
+        if short:
+            return write(file, text[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        tracker.log("pretrain", 1, {"nll": 1.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(FileError) as error:
+                tracker.log("pretrain", 2, {"nll": 2.0})
+        assert str(error.value) == (
+            f"{tmp_path}/metrics.jsonl cannot be written (No space left on device); free space, "
+            "then run the same command to continue"
+        )
+        assert len(texts(tmp_path)) == 1
+        tracker.log("pretrain", 3, {"nll": 3.0})
+    assert [json.loads(text)["step"] for text in texts(tmp_path)] == [1, 3]
+
+
+def test_a_line_that_another_process_has_cut_off_is_ended(tmp_path: Path) -> None:
+    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+        with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"stage": "pret')
+        tracker.log("pretrain", 1, {"nll": 1.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(FileError, match=r"metrics\.jsonl cannot be written \(File exists\); make"):
+        Tracker(tmp_path / "run", wandb_mode="disabled")
 
 
 def test_wandb_gets_stage_and_axis_in_the_names(tmp_path: Path, fake_run: FakeRun) -> None:
@@ -225,7 +485,7 @@ def test_wandb_falls_back_from_online_to_offline_to_nothing(
 
 @pytest.mark.parametrize(("host", "mode"), [("api.wandb.ai", "online"), ("example.org", "offline")])
 def test_auto_mode_looks_for_wandb_in_netrc(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_wandb_key: None, host: str, mode: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, mode: str
 ) -> None:
     attempts: list[str] = []
     (tmp_path / "netrc").write_text(f"machine {host} login user password {'0' * 40}\n")
@@ -236,11 +496,168 @@ def test_auto_mode_looks_for_wandb_in_netrc(
     assert attempts == [mode]
 
 
-def test_offline_wandb_needs_no_network_and_no_key(
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "0" * 40}, None),
+        ({"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, None),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "0" * 40}, "offline"),
+        ({"WANDB_MODE": "dryrun", "WANDB_API_KEY": "0" * 40}, "offline"),
+        ({"WANDB_MODE": "online"}, "online"),
+        ({"WANDB_MODE": "run"}, "online"),
+        ({"WANDB_MODE": "shared"}, "shared"),
+        ({"WANDB_MODE": "", "WANDB_API_KEY": "0" * 40}, "online"),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "token"}, "online"),
+        ({"WANDB_DISABLED": "false"}, "offline"),
+        ({}, "offline"),
+    ],
+)
+def test_auto_mode_is_what_the_environment_says(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    no_wandb_key: None,
+    started: list[dict[str, Any]],
+    environment: dict[str, str],
+    mode: str | None,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    Tracker(tmp_path / "run").close()
+    assert [call["mode"] for call in started] == ([] if mode is None else [mode])
+    assert (tmp_path / "run" / "wandb_id").exists() == (mode is not None)
+    assert os.environ.get("WANDB_MODE") == environment.get("WANDB_MODE")
+
+
+def test_an_unknown_mode_in_the_environment_costs_a_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    started: list[dict[str, Any]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    Tracker(tmp_path).close()
+    assert [(call["mode"], call["WANDB_MODE"]) for call in started] == [("offline", "offline")]
+    assert len(caplog.messages) == 1
+    assert "'ofline' is none of online," in caplog.text
+
+
+def test_a_mode_of_our_own_wins_over_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    Tracker(tmp_path, wandb_mode="disabled").close()
+    assert not started
+    for mode in ("disabled", "nonsense"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        Tracker(tmp_path, wandb_mode="offline").close()
+    assert [(call["mode"], call["WANDB_MODE"]) for call in started] == [("offline", "offline")] * 2
+
+
+def test_the_environment_names_what_we_leave_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    # Nobody says anything: our defaults.
+    Tracker(tmp_path).close()
+    call = started.pop()
+    own_id = (tmp_path / "wandb_id").read_text()
+    assert (call["project"], call["id"], call["dir"]) == ("internal-rl", own_id, tmp_path)
+    assert call["settings"].silent
+    assert call["settings"].init_timeout == 30
+    assert not {"name", "group", "entity", "tags", "notes", "job_type"} & call.keys()
+
+    # The environment does: W&B reads it where it is given nothing.
+    for name in ("PROJECT", "NAME", "RUN_GROUP", "RUN_ID", "ENTITY", "TAGS", "NOTES", "JOB_TYPE"):
+        monkeypatch.setenv(f"WANDB_{name}", "theirs")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "90")
+    monkeypatch.setenv("WANDB_SILENT", "false")
+    Tracker(tmp_path).close()
+    call = started.pop()
+    names = ("project", "name", "group", "id", "dir", "entity", "tags", "notes", "job_type")
+    assert [call.get(name) for name in names] == [None] * len(names)
+    assert not {"init_timeout", "silent"} & call["settings"].model_fields_set
+    assert (tmp_path / "wandb_id").read_text() == "theirs"  # where a resumed training goes on
+
+    # We do: our settings win.
+    Tracker(tmp_path, project="ours", name="mine", group="us").close()
+    call = started.pop()
+    assert [call[name] for name in ("project", "name", "group")] == ["ours", "mine", "us"]
+
+
+def test_a_run_goes_on_under_the_id_that_the_environment_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "theirs")
+    Tracker(tmp_path).close()
+    monkeypatch.delenv("WANDB_RUN_ID")
+    Tracker(tmp_path).close()
+    assert [call["id"] for call in started] == [None, "theirs"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\xff", b"a/b", b"two\nlines"])
+def test_a_damaged_id_is_replaced(
+    tmp_path: Path, started: list[dict[str, Any]], content: bytes
+) -> None:
+    (tmp_path / "wandb_id").write_bytes(content)
+    Tracker(tmp_path).close()
+    assert started[0]["id"] == (tmp_path / "wandb_id").read_text()
+    assert len(started[0]["id"]) == 8
+
+
+def test_what_the_wandb_program_has_settled_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[dict[str, Any]]
+) -> None:
+    """`wandb offline` and `wandb init` write these files."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    (tmp_path / "no_settings").mkdir()
+    (tmp_path / "no_settings" / "settings").write_text("[default]\nmode = offline\nproject = p\n")
+    Tracker(tmp_path / "run").close()
+    assert [(call["mode"], call["project"]) for call in started] == [("offline", None)]
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = disabled\n")
+    Tracker(tmp_path / "run").close()
+    (tmp_path / "wandb" / "settings").write_bytes(b"\xff no settings [")
+    Tracker(tmp_path / "run").close()
+    assert [call["mode"] for call in started] == ["offline", "offline"]
+
+
+def test_offline_by_the_environment_is_offline_and_named_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real W&B run, with a key, and nobody who would answer."""
+    environment = {
+        "MODE": "offline",
+        "API_KEY": "0" * 40,
+        "BASE_URL": "http://127.0.0.1:9",
+        "PROJECT": "their-project",
+        "NAME": "their-name",
+        "RUN_GROUP": "their-group",
+        "RUN_ID": "their-id",
+        "TAGS": "their-tag",
+        "DIR": str(tmp_path / "elsewhere"),
+    }
+    program = """
+import sys
+from pathlib import Path
+from internal_rl.training.tracking import Tracker
+
+with Tracker(Path(sys.argv[1])) as tracker:
+    tracker.log("pretrain", 1, {"nll": 0.5})
+"""
+    for name, value in environment.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (tmp_path / "run" / "wandb").exists()
+    (record,) = (tmp_path / "elsewhere" / "wandb").glob("offline-run-*/run-their-id.wandb")
+    content = record.read_bytes()
+    for name in ("their-project", "their-name", "their-group", "their-tag"):
+        assert name.encode() in content
+
+
+def test_offline_wandb_needs_no_network_and_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     picture = tmp_path / "picture.gif"
