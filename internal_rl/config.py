@@ -61,6 +61,12 @@ POSITIVE = Limit(lambda value: value > 0, "must be positive")
 NOT_NEGATIVE = Limit(lambda value: value >= 0, "must not be negative")
 SHARE = Limit(lambda value: 0 <= value <= 1, "is a share in [0, 1]")
 BELOW_ONE = Limit(lambda value: 0 <= value < 1, "must lie in [0, 1)")
+# Of layers and worlds: matrices of this many rows and columns can still be addressed.
+SIZE = Limit(lambda value: 0 < value <= 2**16, "must be positive and at most 2**16")
+SIZE_OR_NONE = Limit(
+    lambda value: 0 <= value <= 2**16, "must not be negative and must be at most 2**16"
+)
+SIDE = Limit(lambda value: 0 < value <= 1_000, "must be positive and at most 1000")
 # A key of the random streams holds 32 bits of a seed: 2**32 would be 0 again.
 SEED = Limit(
     lambda value: 0 <= value < 2**32, "must not be negative and must be below 2**32", bits=32
@@ -91,8 +97,8 @@ class EnvConfig:
     """The world: its layout, its tasks and what is observed of it (App. A)."""
 
     name: str = "gridworld"  # gridworld, ant, or another registered world (envs/registry.py)
-    size: int = setting(7, POSITIVE)  # G, cells per side of the grid (A1: 7, A2: 4)
-    num_colours: int = setting(8, POSITIVE)  # O, coloured cells (A1: 8, A2: 4)
+    size: int = setting(7, SIDE)  # G, cells per side of the grid (A1: 7, A2: 4)
+    num_colours: int = setting(8, SIZE)  # O, coloured cells (A1: 8, A2: 4)
     num_walls: int = setting(4, NOT_NEGATIVE)  # W, wall cells (A1: 4, A2: 1)
     horizon: int = setting(100, POSITIVE)  # T, steps per episode at most (A1: 100, A2: 500)
     # pretraining tasks: table_a1, table_a2, ring:LENGTH (after colour k any but k and k + 1), or
@@ -145,12 +151,12 @@ class ModelConfig:
 
     # sequence mixing: hawk (RG-LRU, A5), transformer (A4)
     mixer: str = setting("hawk", one_of("hawk", "transformer"))
-    depth: int = setting(4, POSITIVE)  # L, residual blocks (A4: 6, A5: 8)
-    width: int = setting(64, POSITIVE)  # n_e, of the residual stream (A4, A5: 256)
-    mlp_width: int = setting(256, POSITIVE)  # hidden units of each block's MLP (A4, A5: 512)
+    depth: int = setting(4, SIZE)  # L, residual blocks (A4: 6, A5: 8)
+    width: int = setting(64, SIZE)  # n_e, of the residual stream (A4, A5: 256)
+    mlp_width: int = setting(256, SIZE)  # hidden units of each block's MLP (A4, A5: 512)
     # attention heads (A4: 4), or diagonal blocks of Hawk's gates (A5: 8)
-    num_heads: int = setting(1, POSITIVE)
-    head_width: int = setting(64, POSITIVE)  # of an attention head; transformer only (A4: 64)
+    num_heads: int = setting(1, SIZE)
+    head_width: int = setting(64, SIZE)  # of an attention head; transformer only (A4: 64)
     # l, blocks below the cut, where the metacontroller reads and writes (paper: L/2)
     control_layer: int = 1
     scale: float = setting(1.0, POSITIVE)  # initial variance, times fan-in, of inner maps (A4: 0.1)
@@ -206,7 +212,7 @@ class ControllersConfig:
 
     steps: int = setting(800, POSITIVE)  # gradient steps
     batch_size: int = setting(64, POSITIVE)  # episodes per gradient step
-    rank: int = setting(16, POSITIVE)  # of each controller's linear map
+    rank: int = setting(16, SIZE)  # of each controller's linear map
     episodes: int = setting(1_024, POSITIVE)  # episodes that measure their success
     trials: int = setting(2_048, POSITIVE)  # episodes per leg in the stage transitions
     optim: OptimConfig = field(default_factory=OptimConfig)  # of the controllers
@@ -216,24 +222,24 @@ class ControllersConfig:
 class MetacontrollerConfig:
     """The metacontroller: history, embedder, encoder, switch and hypernetwork (App. D.2)."""
 
-    history_width: int = setting(32, POSITIVE)  # n_h, of the GRU over e_1 to e_t (A9: 32)
+    history_width: int = setting(32, SIZE)  # n_h, of the GRU over e_1 to e_t (A9: 32)
     # f_emb, over the whole sequence: gru (read backwards; ours), hawk (the paper's SSM)
     embedder: str = setting("gru", one_of("gru", "hawk"))
-    embedding_width: int = setting(32, POSITIVE)  # n_s, of the sequence embedding (A9: 32)
+    embedding_width: int = setting(32, SIZE)  # n_s, of the sequence embedding (A9: 32)
     # steps that the most persistent unit of a GRU embedder remembers at the start (ours)
     embedder_memory: float = 2.0
     # steps by which the encoder's view of the future lags behind (ours); null: one view for the
     # whole sequence, from its first step
     embedding_lag: int | None = setting(None, NOT_NEGATIVE)
     encoder_norm: bool = False  # RMS-normalise the history and embedding that the encoder reads
-    latent: int = setting(8, POSITIVE)  # n_z, of the latent z (A9: 8)
-    encoder_width: int = setting(64, POSITIVE)  # hidden units of f_enc (A9: 64)
-    switch_width: int = setting(32, POSITIVE)  # hidden units of f_switch
-    hypernetwork_width: int = setting(32, POSITIVE)  # hidden units of f_hyp (A9: 32)
+    latent: int = setting(8, SIZE)  # n_z, of the latent z (A9: 8)
+    encoder_width: int = setting(64, SIZE)  # hidden units of f_enc (A9: 64)
+    switch_width: int = setting(32, SIZE)  # hidden units of f_switch
+    hypernetwork_width: int = setting(32, SIZE)  # hidden units of f_hyp (A9: 32)
     hypernetwork_bias: bool = False  # biases in f_hyp (the paper has none)
     # initial variance, times fan-in, of f_hyp's last map
     hypernetwork_scale: float = setting(0.1, NOT_NEGATIVE)
-    rank: int = setting(16, NOT_NEGATIVE)  # of U(z) (A9: 16); 0: a full linear map (A10)
+    rank: int = setting(16, SIZE_OR_NONE)  # of U(z) (A9: 16); 0: a full linear map (A10)
     # draw the posterior's noise once per episode (ours), else once per step
     shared_noise: bool = False
     force_switch: bool = False  # ablation: beta = 1 at every step, in discovery and in RL (Fig. 8)
@@ -286,9 +292,9 @@ class ProposeConfig:
     # fit only the codes of first steps; later ones depend on what came before
     first_codes: bool = False
     # components of the first fit, many more than subgoals; the heaviest are kept
-    candidates: int = setting(64, POSITIVE)
+    candidates: int = setting(64, SIZE)
     codes: int = setting(131_072, POSITIVE)  # pairs of observation and latent to fit
-    restarts: int = setting(1, POSITIVE)  # first fits, of which the likeliest is kept
+    restarts: int = setting(1, SIZE)  # first fits, of which the likeliest is kept
     steps: int = setting(16_000, POSITIVE)  # gradient steps of each first fit
     keep_steps: int = setting(6_000, POSITIVE)  # gradient steps of each fit of what is kept
     batch_size: int = setting(1_024, POSITIVE)  # pairs per gradient step
@@ -320,9 +326,9 @@ class PolicyConfig:
     """The latent policy pi(z | e at switch times) (App. C.5)."""
 
     mixer: str = setting("gru", one_of("gru", "hawk"))  # gru (ours), hawk (the paper's SSM block)
-    width: int = setting(64, POSITIVE)  # of the recurrent block (App. C.5: 256)
-    mlp_width: int = setting(64, POSITIVE)  # hidden units of the MLP after it
-    num_heads: int = setting(1, POSITIVE)  # diagonal blocks of Hawk's gates; hawk only
+    width: int = setting(64, SIZE)  # of the recurrent block (App. C.5: 256)
+    mlp_width: int = setting(64, SIZE)  # hidden units of the MLP after it
+    num_heads: int = setting(1, SIZE)  # diagonal blocks of Hawk's gates; hawk only
     # std of the latents before RL; with a proposal, of each component's
     initial_std: float = setting(1.0, POSITIVE)
     # factor on the proposal's latents: larger ones steer harder (ours)
@@ -364,7 +370,7 @@ class ExpertConfig:
     steps: int = setting(30_000_000, POSITIVE)  # control steps of all ants together
     num_ants: int = setting(256, POSITIVE)  # ants that play side by side
     unroll: int = setting(64, POSITIVE)  # control steps per ant and update
-    width: int = setting(128, POSITIVE)  # of both hidden layers, of actor and critic alike
+    width: int = setting(128, SIZE)  # of both hidden layers, of actor and critic alike
     initial_std: float = setting(0.5, POSITIVE)  # of the torques, which lie in [-1, 1]
     reward_scale: float = 0.1  # factor on the velocity along the arrow, per m/s
     # cost of an episode's end by a fall, a wall or a wrong colour
@@ -408,7 +414,8 @@ class Config:
 
     # fixes maps, data, base model and discovery; the RL seeds derive from it
     seed: int = setting(0, SEED)
-    # the run's directory; null: experiment_name/seed_N in $INTERNAL_RL_RUNS (default runs/)
+    # the run's directory; null: experiment_name/seed_N in $INTERNAL_RL_RUNS (default runs/), in a
+    # sweep followed by the settings that differ from the experiment's, as in seed_0,model.width=32
     run_dir: str | None = setting(None, PATH)
     # another run's directory, whose finished stages are taken over where the settings agree
     reuse: str | None = setting(None, PATH)

@@ -176,6 +176,14 @@ def _model_rules(config: Config) -> Iterator[tuple[bool, str]]:
 
 
 def _data_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    # Maps of the pool have numbers of 31 bits.
+    env = config.env
+    yield (
+        env.first_map + env.num_maps <= 2**31,
+        f"env.first_map={env.first_map} and env.num_maps={env.num_maps} must be at most 2**31 "
+        "together",
+    )
+
     # What the expert executes and what is recorded of it.
     collect = config.collect
     yield (

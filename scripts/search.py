@@ -36,14 +36,17 @@ Space = dict[str, Any]  # key: list of choices, or dict of low, high, log and in
 
 
 def suggest(trial: optuna.trial.BaseTrial, space: Space) -> list[str]:
-    """Overrides of one trial."""
+    """Overrides of one trial; raises ConfigError naming a key whose range makes no sense."""
     overrides = []
     for key, choice in space.items():
-        if isinstance(choice, list):
-            value = trial.suggest_categorical(key, choice)
-        else:
-            draw = trial.suggest_int if choice.get("int") else trial.suggest_float
-            value = draw(key, choice["low"], choice["high"], log=choice.get("log", False))
+        try:
+            if isinstance(choice, list):
+                value = trial.suggest_categorical(key, choice)
+            else:
+                draw = trial.suggest_int if choice.get("int") else trial.suggest_float
+                value = draw(key, choice["low"], choice["high"], log=choice.get("log", False))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{key}: {choice!r} is no range ({error})") from error
         overrides.append(f"{key}={hydra(value)}")
     return overrides
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from internal_rl.config import ConfigError
 from internal_rl.running.compose import compose
 from internal_rl.training.jobs import JobsFailedError
 from internal_rl.training.stopping import Interrupted
@@ -40,6 +41,16 @@ def test_every_kind_of_range_becomes_an_override(search):
         "discover.steps=12",
         "metacontroller.rank=8",
     ]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [3, "x", None, [], {}, {"low": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "log": True}],
+)
+def test_a_range_that_makes_no_sense_names_its_key(search, choice):
+    trial = optuna.create_study().ask()
+    with pytest.raises(ConfigError, match=r"discover\.alpha: .* is no range"):
+        search.suggest(trial, {"discover.alpha": choice})
 
 
 def test_values_are_read_from_the_run(search, tmp_path):
@@ -132,7 +143,7 @@ def test_a_trial_that_fails_ends_no_other(call, tmp_path, capsys):
     *each, last = shown.err.splitlines()
     assert last == "failed: trial-0, trial-1, trial-2"
     assert len(each) == 3
-    assert "controllers.json is missing" in each[0]
+    assert "transitions.json is missing" in each[0]
     assert each[1].startswith("failed: trial-1 (exit status 2, see ")
 
 

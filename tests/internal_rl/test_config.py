@@ -564,6 +564,21 @@ def one_line(error: Exception) -> bool:
     return "\n" not in str(error)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("env.size=65536", "env.num_colours=2147483647", "model.width=2147483647"),
+        *("model.depth=2147483647", "metacontroller.rank=2147483647", "env.num_maps=2147483647"),
+        *("propose.restarts=2147483647", "time_limit=1e30"),
+    ],
+)
+def test_sizes_that_no_machine_holds_are_refused(override):
+    """Some end the process itself, from within XLA."""
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}=\S+ .*must .*at most"):
+        compose(["experiment=smoke", "env.first_map=5", override])
+
+
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()

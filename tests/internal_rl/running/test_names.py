@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from internal_rl.config import Config, ConfigError, settings, to_dict
+from internal_rl.run import Run
 from internal_rl.running import names
 from internal_rl.running.compose import compose
 from internal_rl.running.start import default_directory, open_run
@@ -168,6 +169,16 @@ def test_a_name_in_the_environment_is_left_to_wandb(monkeypatch):
     monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
     config = smoke("tracker.wandb=offline")
     assert names.named(config) == config
+
+
+def test_the_tracker_is_given_the_names(monkeypatch, tmp_path):
+    options: dict[str, Any] = {}
+    monkeypatch.setattr("internal_rl.run.Tracker", lambda _, **given: options.update(given))
+    mine = ["tracker.name=mine", "tracker.group=ours", "tracker.project=here"]
+    Run(smoke("tracker.wandb=offline", *mine), tmp_path).tracker()
+    assert [options[key] for key in ("name", "group", "project")] == ["mine", "ours", "here"]
+    Run(names.named(smoke("tracker.wandb=offline", "seed=1")), tmp_path).tracker()
+    assert [options[key] for key in ("name", "group", "project")] == ["smoke-seed_1", "smoke", None]
 
 
 # --- directories --------------------------------------------------------------------------------
