@@ -11,7 +11,7 @@ from internal_rl import runtime
 from internal_rl.config import Config, RunError
 from internal_rl.running import names
 from internal_rl.running.compose import CONF, compose, one_line, register, sweep
-from internal_rl.training.stopping import Interrupted
+from internal_rl.training import stopping
 from internal_rl.validation import from_omegaconf
 
 Work = Callable[[Config], None]
@@ -24,8 +24,9 @@ def hydra_main(work: Work) -> None:
     listed values; one that fails is named, and ends no other.
 
     A bad setting ends in one line on stderr and exit status 2, before any work; so does a file of
-    the run that is missing or damaged. A stop ends in one line, too: status 3 on SIGTERM or at the
-    time limit, 130 on Ctrl-C. Anything else is an error of the program and keeps its traceback.
+    the run that is missing or damaged. A stop ends in one line, too: status 3 on SIGTERM, SIGUSR1
+    or at the time limit, 130 on Ctrl-C. Anything else is an error of the program and keeps its
+    traceback.
     """
     words = sys.argv[1:]
     overrides = [word for word in words if word not in ("--multirun", "-m")]
@@ -40,18 +41,15 @@ def hydra_main(work: Work) -> None:
 
 @contextmanager
 def one_line_endings() -> Iterator[None]:
-    """Errors that a user can mend, and stops, become one line and an exit status."""
+    """Errors that a user can mend, and stops, become one line and an exit status.
+
+    From here on SIGTERM and SIGUSR1 are stops.
+    """
+    stopping.end_at_signals()
     try:
         yield
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(3)
-    except KeyboardInterrupt:
-        print("stopped; run the same command to continue", file=sys.stderr)
-        sys.exit(130)
+    except (RunError, OSError, stopping.Interrupted, KeyboardInterrupt) as ending:
+        sys.exit(stopping.say(ending))
 
 
 def _run(work: Work, config: Config, *, in_sweep: bool = False) -> None:
@@ -72,14 +70,13 @@ def _run_each(work: Work, jobs: list[list[str]]) -> None:
         print(f"job {number} of {len(jobs)}: {name}", flush=True)
         try:
             _run(work, compose(overrides), in_sweep=True)
-        except RunError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is this job's alone
             failed.append(name)
-            statuses.add(error.status)
-        except Exception:  # noqa: BLE001  whatever it is, it is this job's alone
-            traceback.print_exc()
-            failed.append(name)
-            statuses.add(1)
+            try:
+                statuses.add(stopping.say(error))
+            except Exception:  # noqa: BLE001  not the user's fault
+                traceback.print_exc()
+                statuses.add(1)
     if failed:
         print(f"failed: {len(failed)} of {len(jobs)} jobs: {'; '.join(failed)}", file=sys.stderr)
         sys.exit(2 if statuses == {2} else 1)
@@ -118,7 +115,6 @@ def run_stage_script(*stages: str) -> None:
         from internal_rl import stages as registry
         from internal_rl.running.pipeline import run_stages
         from internal_rl.running.start import check_until, open_run
-        from internal_rl.training.stopping import interrupt_after
 
         check_until(config)
         if config.dry_run:
@@ -127,7 +123,7 @@ def run_stage_script(*stages: str) -> None:
             print(describe(config))
             return
         if config.time_limit is not None:
-            interrupt_after(config.time_limit)
+            stopping.interrupt_after(config.time_limit)
 
         # No stage named: all up to `until`, then the last one, the report.
         known = registry.names()

@@ -1,5 +1,6 @@
 """One member of a group that fails is named, and ends no other."""
 
+import errno
 import os
 import re
 import shlex
@@ -57,18 +58,27 @@ def test_a_bad_member_is_named_and_ends_no_other(call: Call, capfd):
     )
 
 
+def test_a_full_disk_is_named_too(call: Call, capfd):
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/x")
+    status, done = call("-m", "experiment=smoke", "seed=0,1", failing={0: full})
+    assert (status, len(done)) == (2, 2)
+    first, last = capfd.readouterr().err.splitlines()
+    assert first.startswith("error: runs/x: No space left on device")
+    assert last == "failed: 1 of 2 jobs: experiment=smoke seed=0"
+
+
 def test_an_error_of_the_program_ends_no_other_either(call: Call, capfd):
-    failing = {0: ConfigError("a file"), 1: RuntimeError("an accident")}
-    words = ("-m", "experiment=smoke", "seed=0,1,2", "until=collect")
+    failing = {0: ConfigError("a file"), 1: RuntimeError("an accident"), 2: OSError("no file")}
+    words = ("-m", "experiment=smoke", "seed=0,1,2,3", "until=collect")
     status, done = call(*words, failing=failing)
     assert status == 1
-    assert [config.seed for config in done] == [0, 1, 2]
+    assert [config.seed for config in done] == [0, 1, 2, 3]
     error = capfd.readouterr().err
     assert error.startswith("error: a file\nTraceback")
     assert "RuntimeError: an accident" in error
     assert error.endswith(
-        "failed: 2 of 3 jobs: experiment=smoke seed=0 until=collect; "
-        "experiment=smoke seed=1 until=collect\n"
+        "failed: 3 of 4 jobs: experiment=smoke seed=0 until=collect; "
+        "experiment=smoke seed=1 until=collect; experiment=smoke seed=2 until=collect\n"
     )
 
 
