@@ -1,6 +1,7 @@
 """Worlds by name, and what belongs to the class of each: its expert and its host-driven physics."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,13 @@ class Entry:
     world: the class of the environment, called with its settings.
     expert: called with (env, noise, kind, mean_actions, detours).
     host: called with (env, number of episodes); None: the world is stepped by its compiled `step`.
+    module: the one that has registered it.
     """
 
     world: Callable[..., Environment]
     expert: Callable[..., Expert]
     host: Callable[..., HostEpisodes] | None = None
+    module: str = __name__
 
 
 _WORLDS = {
@@ -40,7 +43,13 @@ def register(
     host: Callable[..., HostEpisodes] | None = None,
 ) -> None:
     """Make a world available to `make` under `name`, with its expert (see `Entry`)."""
-    _WORLDS[name] = Entry(world, expert, host)
+    module = sys._getframe(1).f_globals.get("__name__", "__main__")
+    _WORLDS[name] = Entry(world, expert, host, module)
+
+
+def registered_by(name: str) -> str:
+    """The module that has registered an environment; raises as `make`."""
+    return _entry(name).module
 
 
 def make(name: str, **settings: Any) -> Environment:

@@ -362,7 +362,7 @@ def train(
         position=lambda training: int(training.learner.update),
         log=log,
         log_every=1,
-        keeping={**keeping, "checkpoint_every": 50},
+        keeping={**keeping, "checkpoint_every": min(50, keeping["checkpoint_every"])},
         resumed=lambda done: tracker.rewind("expert", done * steps_per_update),
         saved=lambda training: export(training.learner, run_dir / "expert.npz"),
     )

@@ -147,8 +147,7 @@ class Run:
 
     def save(self, path: Path, params: Params, **metadata: Any) -> None:
         """Keep what a stage has trained as a checkpoint that names the settings of the run."""
-        config = settings(to_dict(self.config))
-        checkpoint.save(path, params, {**metadata, "config": config})
+        checkpoint.save(path, params, {**metadata, "config": self._settings})
 
     @property
     def keeping(self) -> Keeping:
@@ -156,8 +155,16 @@ class Run:
         return Keeping(
             checkpoint_every=self.config.checkpoint_every,
             non_finite=self.config.non_finite,
-            settings=settings(to_dict(self.config)),
+            settings=self._settings,
         )
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The settings that change results, by dotted path; the map is that of the run's seed."""
+        found = settings(to_dict(self.config))
+        if found["env.map_seed"] is None:
+            found["env.map_seed"] = self.config.seed
+        return found
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[Callable[[], float]]:
