@@ -244,7 +244,8 @@ def load_run(directory: str | Path, **env: Any) -> Run:
     Raises ConfigError where there is no run, or no such setting.
     """
     # The configuration that the run was made with.
-    path = Path(directory) / "config.json"
+    directory = files.expand(directory)
+    path = directory / "config.json"
     if not path.exists():
         raise ConfigError(f"{directory} is not a run directory (no config.json)")
     config = load_config(path)
@@ -255,7 +256,7 @@ def load_run(directory: str | Path, **env: Any) -> Run:
         raise ConfigError(f"env.{unknown.pop()} is not a setting of the environment")
     if config.env.map_seed is None:
         env.setdefault("map_seed", config.seed)
-    return Run(validate(replace(config, env=replace(config.env, **env))), Path(directory))
+    return Run(validate(replace(config, env=replace(config.env, **env))), directory)
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -11,12 +11,11 @@ from internal_rl import runtime
 runtime.setup()
 
 import argparse
-import sys
 
 from internal_rl import streams
 from internal_rl.config import ConfigError
 from internal_rl.run import load_run
-from internal_rl.training.checkpoint import CheckpointError
+from internal_rl.running.cli import one_line_endings
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     maps = {"map_seed": arguments.map_seed, "first_map": arguments.first_map}
     maps = {key: value for key, value in maps.items() if value is not None}
     task = {} if arguments.task is None else {"post_tasks": arguments.task}
-    try:
+    with one_line_endings():
         run = load_run(arguments.run_dir, **task, **maps)
         if run.config.env.num_maps == 0 and maps:
             raise ConfigError(
@@ -67,8 +66,6 @@ def main() -> None:
                 f"decisions {float(episodes.num_decisions.mean()):.1f}"
                 f"{endings} ({arguments.episodes} episodes)"
             )
-    except (ConfigError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def work(config: Config) -> None:
     from internal_rl.report.figures import expert_picture
     from internal_rl.run import make_env
     from internal_rl.running.start import open_run
+    from internal_rl.training.lock import owned
     from internal_rl.training.stopping import interrupt_after
     from internal_rl.training.tracking import read_metrics
 
@@ -34,10 +35,9 @@ def work(config: Config) -> None:
             f"env.name={config.env.name}: only the ant has a trained expert; "
             "use experiment=ant_expert"
         )
-    if config.time_limit is not None:
-        interrupt_after(config.time_limit)
+    interrupt_after(config.time_limit)
 
-    with run.tracker() as tracker:
+    with owned(run.directory), run.tracker() as tracker:
         expert.train(config.expert, run.env, config.seed, run.directory, tracker, run.keeping)
     expert_picture(read_metrics(run.directory), run.directory / "curve.png")
 

@@ -122,8 +122,7 @@ def run_stage_script(*stages: str) -> None:
 
             print(describe(config))
             return
-        if config.time_limit is not None:
-            stopping.interrupt_after(config.time_limit)
+        stopping.interrupt_after(config.time_limit)
 
         # No stage named: all up to `until`, then the last one, the report.
         known = registry.names()

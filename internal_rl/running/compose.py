@@ -16,6 +16,7 @@ from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.version import VersionBase
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from internal_rl.config import TASK_SETS, Config, ConfigError
 from internal_rl.validation import check_size, from_omegaconf, renamed, schema
@@ -85,12 +86,12 @@ def _parsed(overrides: list[str]) -> Iterator[Override]:
 
 @contextmanager
 def one_line(*also: type[Exception]) -> Iterator[None]:
-    """Hydra's errors, which have several lines, and others become ConfigErrors, which have one."""
+    """Errors of Hydra and YAML, of several lines, and others become ConfigErrors, of one."""
     try:
         yield
     except ConfigError:
         raise
-    except (HydraException, OmegaConfBaseException, *also) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, *also) as error:
         cause = error.__cause__
         text = f"{error}: {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
         said = BOILERPLATE.split(text)[0]

@@ -41,8 +41,8 @@ def end_at_signals() -> None:
     _handle(SIGNALS, interrupt)
 
 
-def interrupt_after(seconds: float) -> None:
-    """Stop this process after `seconds`.
+def interrupt_after(seconds: float | None) -> None:
+    """Stop this process after `seconds`; None: never, whatever an earlier call has said.
 
     A loop saves and ends with Interrupted, anything else ends with it at once.
     """
@@ -50,8 +50,11 @@ def interrupt_after(seconds: float) -> None:
     def interrupt(*_: object) -> None:
         raise Interrupted(f"time_limit={seconds:g} s is over; run the same command to continue")
 
-    signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if seconds is None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    else:
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def say(ending: BaseException) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from internal_rl.training.tracking import read_metrics
 from tests.limits import HANG
 
 pytestmark = pytest.mark.faults
@@ -79,3 +80,36 @@ def test_killed_runs_come_out_the_same(tmp_path: Path) -> None:
 
 def log(run: Path) -> str:
     return run.with_suffix(".log").read_text()[-4_000:]
+
+
+def expert(run: Path) -> "subprocess.Popen[bytes]":
+    """The ant's expert in small, with many checkpoints."""
+    sizes = ["num_ants=8", "unroll=8", "width=16", "minibatches=2", "steps=7680"]
+    overrides = [*(f"expert.{size}" for size in sizes), "collect.expert_episodes=8"]
+    rest = [
+        "tracker=local",
+        "checkpoint_every=10",
+        "env.horizon=20",
+        "collect.max_steps=20",
+        f"run_dir={run}",
+    ]
+    command = [sys.executable, str(ROOT / "scripts" / "expert.py"), *overrides, *rest]
+    with run.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def test_a_killed_training_of_the_ants_expert_comes_out_the_same(tmp_path: Path) -> None:
+    """The ants go on where they were."""
+    assert expert(tmp_path / "whole").wait(timeout=HANG) == 0, log(tmp_path / "whole")
+    run = tmp_path / "killed"
+    for checkpoints in (1, 4):
+        process = expert(run)
+        while len(read_metrics(run, "expert")) < 10 * checkpoints + 5:
+            assert process.poll() is None, log(run)
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert expert(run).wait(timeout=HANG) == 0, log(run)
+    compare = [sys.executable, str(ROOT / "scripts" / "compare_runs.py"), tmp_path / "whole", run]
+    done = subprocess.run(compare, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{log(run)}"

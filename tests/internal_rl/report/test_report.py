@@ -1,14 +1,22 @@
 """The report: its numbers, that it needs no network, and that it copes with unfinished runs."""
 
+import errno
 import json
+import math
+import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
 from internal_rl.report import animation, figures
@@ -19,10 +27,16 @@ from internal_rl.report.figures import (
     gate_picture,
     quartiles,
     success_curves,
+    thinned,
     transition_shares,
 )
 from internal_rl.report.findings import NotARunError, RunRecord, verdict
 from internal_rl.report.page import write_report
+from internal_rl.report.text import readable
+from internal_rl.training import files
+from internal_rl.training.files import FileError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 PICTURES = [
     "base.png",
@@ -157,16 +171,23 @@ def fake_rollout() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """A run directory that holds this summary."""
+    files.write_json(directory / "config.json", {"env": ENV})
+    files.write_json(directory / "summary.json", summary)
+
+
 def fake_run(directory: Path) -> Path:
     """A finished run directory."""
     rng = np.random.default_rng(0)
-    (directory / "discover").mkdir(parents=True)
-    (directory / "summary.json").write_text(json.dumps(fake_summary()))
+    write_summary(directory, fake_summary())
+    (directory / "discover").mkdir()
     (directory / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in fake_lines(rng))
     )
-    np.savez(directory / "discover" / "diagnostics.npz", **fake_diagnostics(rng))
-    np.savez(directory / "rollout.npz", **fake_rollout())
+    files.write_arrays(directory / "discover" / "diagnostics.npz", fake_diagnostics(rng))
+    files.write_arrays(directory / "rollout.npz", fake_rollout())
+    files.write_json(directory / "results" / "pretrain.json", {"nll": 0.7468})
     return directory
 
 
@@ -252,6 +273,7 @@ def test_unfinished_run_says_what_is_left_out(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run")
     for name in ("summary.json", "rollout.npz"):
         (run / name).unlink()
+    shutil.rmtree(run / "results")
     diagnostics = run / "discover" / "diagnostics.npz"
     diagnostics.write_bytes(diagnostics.read_bytes()[:500])  # a killed process
     (run / "figures").mkdir()
@@ -266,22 +288,27 @@ def test_unfinished_run_says_what_is_left_out(tmp_path: Path) -> None:
     assert sorted(path.name for path in (run / "figures").iterdir()) == ["base.png", "success.png"]
 
 
-@pytest.mark.parametrize("key", sorted(fake_summary()))
-def test_any_key_may_be_absent(tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files: drawing takes seconds."""
     for name in ("success_picture", "base_picture", "latent_picture", "gate_picture"):
-        monkeypatch.setattr(
-            f"internal_rl.report.figures.{name}", lambda *args: args[-1].write_bytes(b"")
-        )
+        monkeypatch.setattr(figures, name, lambda *given: given[-1].write_bytes(b""))
+    monkeypatch.setattr(animation, "rollout_animation", lambda *given: given[-1].write_bytes(b""))
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("key", sorted(fake_summary()))
+def test_any_key_may_be_absent(tmp_path: Path, key: str) -> None:
     summary = fake_summary()
     del summary[key]
     (tmp_path / "figures").mkdir()
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    write_summary(tmp_path, summary)
 
     assert write_report(tmp_path).exists()
 
 
 def test_another_world_is_not_animated(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text(json.dumps({"config": {"env": {"name": "maze"}}}))
+    write_summary(tmp_path, {"config": {"env": {"name": "maze"}}})
     np.savez(tmp_path / "rollout.npz", **fake_rollout())
 
     assert (
@@ -337,15 +364,261 @@ def test_the_curve_of_the_expert(tmp_path: Path) -> None:
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotARunError, match="is not a run directory"):
         write_report(tmp_path)
-    script = Path(__file__).parents[3] / "scripts" / "report.py"
     result = subprocess.run(
-        [sys.executable, script, tmp_path],
+        [sys.executable, ROOT / "scripts" / "report.py", tmp_path],
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": str(script.parents[1])},
+        env={"PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 2
-    assert "is not a run directory" in result.stderr
+    assert result.stderr == (f"error: {tmp_path} is not a run directory: no config.json in it\n")
+
+
+# --- damaged files ----------------------------------------------------------------------------
+
+
+def altered(content: bytes) -> bytes:
+    """One bit of its middle is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut short": lambda content: content[: len(content) // 2],
+    "altered": altered,
+    "garbage": lambda _: bytes(range(256)),
+    "null": lambda _: b"null",
+    "a list": lambda _: b"[1, 2]",
+}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("how", ["missing", *DAMAGES])
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("summary.json", []),
+        ("results/pretrain.json", []),
+        ("metrics.jsonl", ["success.png", "base.png"]),
+        ("discover/diagnostics.npz", ["gates.png", "latents.png"]),
+        ("rollout.npz", ["rollout.gif"]),
+    ],
+)
+def test_what_a_damaged_file_held_is_left_out_and_the_page_says_so(
+    tmp_path: Path, name: str, left_out: list[str], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fake_run(tmp_path / "run")
+    content = (run / name).read_bytes()
+    (run / name).unlink()
+    if how != "missing":
+        (run / name).write_bytes(DAMAGES[how](content))
+
+    page = write_report(run).read_text(encoding="utf-8")
+    pictures = {path.name for path in (run / "figures").iterdir()}
+    if name.endswith(".npz"):
+        assert pictures == {*PICTURES} - {*left_out}
+    assert "Traceback" not in page
+
+    # Where something is missing now, one line of the page and one of the warnings name the file.
+    unseen = {("results/pretrain.json", "missing"), ("metrics.jsonl", "missing")}
+    if (name, how) not in {*unseen, ("metrics.jsonl", "empty")}:
+        (line,) = [text for text in caplog.messages if text.startswith(f"{run}/report.html: ")]
+        for text in (page, line):
+            assert name.split("/")[-1] in text.replace("metrics.jsonl holds no", "")
+        assert "\n" not in line
+    if name == "results/pretrain.json" and how != "missing":
+        assert "the numbers here are from summary.json." in page
+        assert "0.747" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("how", ["missing", *DAMAGES])
+def test_without_its_settings_a_run_has_no_report(
+    tmp_path: Path,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = fake_run(tmp_path / "run")
+    config = run / "config.json"
+    content = config.read_bytes()
+    config.unlink()
+    if how != "missing":
+        config.write_bytes(DAMAGES[how](content))
+    assert report(monkeypatch, str(run)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert str(run) in err
+    assert "config.json" in err
+
+
+def report(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    """The exit status of scripts/report.py."""
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    try:
+        runpy.run_path(str(ROOT / "scripts" / "report.py"), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+@pytest.mark.parametrize("refused", ["figures", "report.html"])
+def test_a_run_that_cannot_be_written_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    refused: str,
+) -> None:
+    run = fake_run(tmp_path / "run")
+    mkdir, replace = Path.mkdir, Path.replace
+
+    def refuse(path: Path) -> None:
+        if run in path.parents and path.name == refused:
+            raise OSError(number, os.strerror(number), str(path))
+
+    def making(path: Path, *given: Any, **options: Any) -> None:
+        refuse(path)
+        mkdir(path, *given, **options)
+
+    def replacing(path: Path, target: Path) -> Path:
+        refuse(target)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "mkdir", making)
+    monkeypatch.setattr(Path, "replace", replacing)
+    assert report(monkeypatch, str(run)) == 2
+    assert capsys.readouterr().err == (
+        f"error: {run / refused} cannot be written ({os.strerror(number)}); free space, or name "
+        f"another directory: scripts/report.py {run} --out DIR\n"
+    )
+
+    # Elsewhere it can be.
+    elsewhere = tmp_path / "some" / "where"
+    assert report(monkeypatch, str(run), "--out", str(elsewhere)) == 0
+    assert capsys.readouterr().out == f"{elsewhere}/report.html\n"
+    assert sorted(path.name for path in (elsewhere / "figures").iterdir()) == PICTURES
+    assert not (run / "report.html").exists()
+
+
+def test_an_out_that_is_a_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_run(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    assert report(monkeypatch, str(run), "--out", str(tmp_path / "file")) == 2
+    assert "file/figures cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_not_finite_are_drawn_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fake_run(tmp_path / "run")
+
+    def spoiled(value: Any, path: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: spoiled(item, f"{path}.{key}") for key, item in value.items()}
+        if isinstance(value, list):
+            return [math.nan, *value[1:-1], -math.inf]
+        if isinstance(value, float):
+            return (math.nan, math.inf, value)[len(path) % 3]
+        return value
+
+    files.write_json(run / "summary.json", spoiled(fake_summary()))
+    for line in fake_lines(np.random.default_rng(0)):
+        metric = "success" if "success" in line else "nll"
+        if metric in line and (line.get("step", 0) + line.get("episodes", 0)) % 3 == 0:
+            line[metric] = "nan" if line.get("seed") else "-inf"
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    page = write_report(run).read_text(encoding="utf-8")
+    assert not [text for text in caplog.messages if "Left out" in text]
+    assert sorted(path.name for path in (run / "figures").iterdir()) == PICTURES
+    verdict = re.search('<p class="verdict">(.*?)</p>', page)
+    assert verdict is not None
+    assert verdict[1].startswith("On task 0-1-2-3 ")  # neither better nor worse
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("key", sorted(fake_summary()))
+@pytest.mark.parametrize("value", ["text", [1, None], {"success": "all", "nll": [], "0>1": {}}, 7])
+def test_a_summary_of_other_things_is_reported_as_far_as_it_goes(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    write_summary(tmp_path, fake_summary() | {key: value})
+    assert write_report(tmp_path).exists()
+
+
+def test_arrays_of_other_shapes_are_left_out(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    diagnostics = fake_diagnostics(np.random.default_rng(0))
+    del diagnostics["mask"]
+    files.write_arrays(run / "discover" / "diagnostics.npz", diagnostics)
+    files.write_arrays(run / "rollout.npz", fake_rollout() | {"index": np.zeros(3, int)})
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Left out: its data are damaged: KeyError" in page
+    names = {path.name for path in (run / "figures").iterdir()}
+    assert names == {*PICTURES} - {"gates.png", "rollout.gif"}
+
+
+KEYS = st.sampled_from(["stage", "step", "episodes", "seed", "nll", "valid_nll", "success"])
+VALUES = st.one_of(
+    st.sampled_from(["pretrain", "internal_rl", "raw_rl", "nan", "-inf"]),
+    st.integers() | st.floats() | st.text(max_size=3) | st.none() | st.booleans(),
+)
+RL_LINES = st.fixed_dictionaries(
+    {
+        "stage": st.sampled_from(["internal_rl", "raw_rl"]),
+        "episodes": st.integers() | st.floats(),
+        "seed": st.integers(0, 2) | st.sampled_from(["a", 0.5, "nan"]),
+        "success": st.floats() | st.integers(),
+    }
+)
+LINES = st.one_of(
+    st.binary(max_size=20),
+    st.dictionaries(KEYS, VALUES).map(lambda line: json.dumps(line).encode()),
+    RL_LINES.map(lambda line: json.dumps(line).encode()),
+)
+
+
+@settings(max_examples=20)
+@given(lines=st.lists(LINES, max_size=12))
+def test_any_metrics_can_be_reported(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    run = tmp_path_factory.mktemp("run")
+    files.write_json(run / "config.json", {"env": ENV})
+    (run / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.endswith("</html>\n")
+
+
+def test_a_page_holds_what_no_encoding_has() -> None:
+    assert readable("\ud800 a\udcc3\udcbc \udfffb \udcff") == "\ufffd a\xfc \ufffdb \ufffd"
+    assert readable("grün \N{EN DASH} \U0001f600") == "grün \N{EN DASH} \U0001f600"
+
+
+@given(st.integers(0, 5), st.booleans(), st.integers(4_001, 30_000))
+def test_a_thinned_curve_keeps_every_column_s_extremes(seed: int, gaps: bool, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.unique(rng.integers(0, 10**6, count).astype(float))
+    y = rng.normal(size=len(x)).cumsum()
+    if gaps:
+        y[rng.random(len(x)) < 0.5] = np.nan
+    shown_x, shown_y = thinned(x, y)
+    assert len(shown_x) <= 4 * (figures.COLUMNS + 1)
+    assert (shown_x[0], shown_x[-1]) == (x[0], x[-1])
+    assert (np.nanmin(shown_y), np.nanmax(shown_y)) == (np.nanmin(y), np.nanmax(y))
+    assert (np.diff(shown_x) > 0).all()
+    at = dict(zip(x.tolist(), y.tolist(), strict=True))
+    np.testing.assert_array_equal(shown_y, [at[each] for each in shown_x.tolist()])
 
 
 def test_verdict_follows_the_medians() -> None:
