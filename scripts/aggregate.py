@@ -5,7 +5,6 @@ python scripts/aggregate.py DIR --page docs/results/one_map --title "One map"
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from internal_rl.report.findings import SOLVED
+from internal_rl.report.text import print_utf8, readable
 from internal_rl.running import published
+from internal_rl.training import files
+from internal_rl.training.files import FileError
 from internal_rl.training.metrics import geometric_mean
 
 Summary = dict[str, Any]  # summary.json of a run
@@ -95,28 +97,56 @@ def table(summaries: dict[str, Summary]) -> str:
     return "\n".join([*head, *(line for line, _ in rows), "", verdict])
 
 
-def write_page(directory: Path, summaries: dict[str, Summary], page: Path, title: str) -> None:
-    """page/README.md with the table and the pictures, and page/summary.json with every number."""
-    page.mkdir(parents=True, exist_ok=True)
-    (page / "summary.json").write_text(json.dumps(summaries, indent=1) + "\n")
+def how_it_was_made(summary: Summary) -> str:
+    """The command, the code and the machine of a run, as a paragraph."""
+    seconds = summary["seconds"]
+    rl = summary["internal_rl"]
+    config = summary["config"]
+    commit = summary["commit"]
+    stages = ", ".join(f"{stage} {value / 60:.1f}" for stage, value in seconds.items())
+    return (
+        f"`{published.command(published.overrides(config))}`, "
+        f"{'commits' if ',' in commit else 'commit'} {commit}, {summary['device']['kind']}; "
+        f"{len(rl['success'])} RL seeds of {rl['episodes']:,} episodes each; "
+        f"{sum(seconds.values()) / 60:.0f} minutes ({stages}). "
+        f"{published.history(config, commit)}".strip()
+    )
+
+
+def read(paths: list[Path], *, for_page: bool) -> tuple[dict[str, Summary], list[str]]:
+    """The summaries by the name of their run, and a line on each that is damaged."""
+    summaries: dict[str, Summary] = {}
+    damaged: list[str] = []
+    for path in paths:
+        name = path.parent.name
+        try:
+            summary = files.read_json(path, "run the pipeline with this run_dir again")
+            row(name, summary)
+            if for_page:
+                how_it_was_made(summary)
+        except FileError as error:
+            damaged.append(str(error))
+        except Exception as error:  # noqa: BLE001  what was altered can hold anything
+            damaged.append(f"{path} is damaged: it is no summary of a run ({error!r})")
+        else:
+            summaries[name] = summary
+    return summaries, damaged
+
+
+def write_page(
+    directory: Path, summaries: dict[str, Summary], page: Path, title: str, left_out: list[str]
+) -> None:
+    """page/README.md with the table and the pictures, and page/summary.json with every number.
+
+    left_out: names of runs whose summary.json is damaged.
+    """
+    numbers = {readable(name): summary for name, summary in summaries.items()}
+    files.write_text(page / "summary.json", readable(files.to_json(numbers, indent=1)) + "\n")
     lines = [f"# {title}", "", table(summaries), ""]
+    if left_out:
+        lines += [f"Left out, their summary.json is damaged: {', '.join(left_out)}.", ""]
     for name, summary in summaries.items():
-        # How the run was made, as a paragraph.
-        seconds = summary["seconds"]
-        rl = summary["internal_rl"]
-        config = summary["config"]
-        commit = summary["commit"]
-        stages = ", ".join(f"{stage} {value / 60:.1f}" for stage, value in seconds.items())
-        lines += [
-            f"## {name}",
-            "",
-            f"`{published.command(published.overrides(config))}`, "
-            f"{'commits' if ',' in commit else 'commit'} {commit}, {summary['device']['kind']}; "
-            f"{len(rl['success'])} RL seeds of {rl['episodes']:,} episodes each; "
-            f"{sum(seconds.values()) / 60:.0f} minutes ({stages}). "
-            f"{published.history(config, commit)}".strip(),
-            "",
-        ]
+        lines += [f"## {name}", "", how_it_was_made(summary), ""]
 
         # Pictures are copied beside the page.
         for picture in PICTURES:
@@ -125,7 +155,7 @@ def write_page(directory: Path, summaries: dict[str, Summary], page: Path, title
                 shutil.copy2(source, page / f"{name}-{picture}")
                 lines.append(f"![{Path(picture).stem}]({name}-{picture})")
         lines.append("")
-    (page / "README.md").write_text("\n".join(lines))
+    files.write_text(page / "README.md", readable("\n".join(lines)))
 
 
 def main() -> None:
@@ -137,15 +167,24 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="folder of the result page")
     parser.add_argument("--title", default="Results")
     arguments = parser.parse_args()
+    print_utf8()
     paths = sorted(arguments.directory.glob("*/summary.json"))
     if not paths:
         sys.exit("error: no finished run (summary.json) in the subfolders of this directory")
-    summaries = {path.parent.name: json.loads(path.read_text()) for path in paths}
-    print(table(summaries))
-    if arguments.page:
+
+    # The table, of those that can be read.
+    summaries, damaged = read(paths, for_page=arguments.page is not None)
+    print(readable(table(summaries)))
+    if arguments.page and summaries:
         if reason := published.unclean(summaries):
             sys.exit(f"error: {reason}")
-        write_page(arguments.directory, summaries, arguments.page, arguments.title)
+        left_out = [path.parent.name for path in paths if path.parent.name not in summaries]
+        try:
+            write_page(arguments.directory, summaries, arguments.page, arguments.title, left_out)
+        except OSError as error:
+            sys.exit(f"error: {error.filename} cannot be written ({error.strerror})")
+    if damaged:
+        sys.exit("\n".join(f"error: {line}" for line in damaged))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ shows. Internal RL is blue and raw-action RL grey everywhere; subgoals have the 
 world.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]  # x, y
-Lines = Sequence[Mapping[str, Any]]  # of metrics.jsonl
+Lines = Iterable[Mapping[str, Any]]  # of metrics.jsonl
+Curves = Mapping[tuple[str, Any, str], Curve]  # by stage, seed and metric
 Summary = Mapping[str, Any]  # summary.json, or a part of it
 
 INTERNAL = "#0072B2"
@@ -77,6 +80,13 @@ STYLE: dict[Any, Any] = {
 DPI = 150
 GATE_EPISODES = 6
 MAX_POINTS = 1_500  # of a scatter plot
+COLUMNS = 1_000  # of pixels that a curve may have; a longer one is thinned to them
+# What is drawn of metrics.jsonl: its other numbers are not kept.
+DRAWN = {
+    "pretrain": ("nll", "valid_nll", "bayes_nll", "oracle_nll"),
+    "internal_rl": ("success",),
+    "raw_rl": ("success",),
+}
 MIN_TRIALS = 10  # for a share to be drawn
 MAX_LABELLED_BARS = 24  # more do not leave room for their values
 MAX_LEVEL_LABELS = 14  # more do not leave room for them side by side: they are written upwards
@@ -91,19 +101,66 @@ class MissingDataError(ValueError):
 
 def curve(lines: Lines, axis: str, name: str) -> Curve:
     """Values of one metric by its axis; of an x that a resumed run holds twice, the later one."""
-    points = {line[axis]: line[name] for line in lines if name in line and axis in line}
-    x = sorted(points)
-    return np.array(x, float), np.array([points[at] for at in x], float)
+    points = [(line[axis], line[name]) for line in lines if name in line and axis in line]
+    return _ordered([x for x, _ in points], [y for _, y in points])
 
 
-def success_curves(lines: Lines, stage: str) -> dict[int, Curve]:
-    """Success over episodes of each seed of an RL stage."""
-    by_seed: dict[int, list[Mapping[str, Any]]] = {}
+def drawn_curves(lines: Lines) -> Curves:
+    """The metrics that are drawn, in one pass over the lines of a run."""
+    points: dict[tuple[str, Any, str], tuple[array[float], array[float]]] = defaultdict(
+        lambda: (array("d"), array("d"))
+    )
     for line in lines:
-        if line["stage"] == stage:
-            by_seed.setdefault(line.get("seed", 0), []).append(line)
-    curves = {seed: curve(by_seed[seed], "episodes", "success") for seed in sorted(by_seed)}
-    return {seed: points for seed, points in curves.items() if len(points[0])}
+        stage = line["stage"]
+        for name in DRAWN.get(stage, ()):
+            if name in line:
+                x, y = points[stage, line.get("seed", 0), name]
+                x.append(line["step" if stage == "pretrain" else "episodes"])
+                y.append(line[name])
+    return {key: _ordered(x, y) for key, (x, y) in points.items()}
+
+
+def by_seed(curves: Curves, stage: str, name: str) -> dict[Any, Curve]:
+    """The curves of one metric, by seed."""
+    found = {
+        seed: points for (of, seed, what), points in curves.items() if (of, what) == (stage, name)
+    }
+    return {
+        seed: found[seed] for seed in sorted(found, key=lambda seed: (isinstance(seed, str), seed))
+    }
+
+
+def success_curves(lines: Lines, stage: str) -> dict[Any, Curve]:
+    """Success over episodes of each seed of an RL stage."""
+    return by_seed(drawn_curves(lines), stage, "success")
+
+
+def _ordered(x: Iterable[float], y: Iterable[float]) -> Curve:
+    """Points by x; of an x that comes twice, the later one. What is not finite is NaN."""
+    at = np.array(x, float)
+    values = np.array(y, float)
+    if np.any(np.diff(at) <= 0):
+        at, last = np.unique(at[::-1], return_index=True)
+        values = values[::-1][last]
+    return at, np.where(np.isfinite(values), values, np.nan)
+
+
+def thinned(x: Float[np.ndarray, "N"], *values: Float[np.ndarray, "N"]) -> list[np.ndarray]:
+    """x and the values above it, at the points that a picture of COLUMNS pixels can show.
+
+    Those are the first and last of each column, and the lowest and highest of each of the values.
+    """
+    if len(x) <= 4 * COLUMNS:
+        return [x, *values]
+    column = ((x - x[0]) / (x[-1] - x[0]) * COLUMNS).astype(int)
+    starts = np.flatnonzero(np.diff(column, prepend=-1))
+    ends = np.append(starts[1:], len(x)) - 1
+    chosen = [starts, ends]
+    for value in values:
+        for signed in (value, -value):  # NaN is sorted behind all others
+            chosen += [np.lexsort((signed, column))[starts]]
+    shown = np.unique(np.concatenate(chosen))
+    return [x[shown], *(value[shown] for value in values)]
 
 
 def first_reached(points: Curve, level: float) -> int | None:
@@ -117,9 +174,9 @@ def quartiles(
     curves: Mapping[int, Curve],
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "3 N"]]:
     """Lower quartile, median and upper quartile over seeds, at every x that all have reached."""
-    shared = sorted(set.intersection(*(set(x.tolist()) for x, _ in curves.values())))
+    shared = reduce(np.intersect1d, (x for x, _ in curves.values()))
     values = np.array([y[np.isin(x, shared)] for x, y in curves.values()])
-    return np.array(shared), np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    return shared, np.quantile(values, [0.25, 0.5, 0.75], axis=0)
 
 
 def between_groups(
@@ -164,9 +221,11 @@ def transition_shares(discovery: Summary, controllers: Summary) -> dict[str, dic
 
 
 def _percent(share: float) -> str:
-    """'85%'; '0.2%' or '<0.1%' where a share is small but not zero."""
+    """'85%'; '0.2%' or '<0.1%' where a share is small but not zero; 'nan' where it is none."""
     if 0 < share < 0.001:
         return "<0.1%"
+    if not np.isfinite(share):
+        return str(share)
     return f"{share:.1%}" if 0 < share < 0.01 else f"{share:.0%}"
 
 
@@ -217,12 +276,12 @@ def _thousands(axis: "Axis") -> None:
     )
 
 
-def success_picture(lines: Lines, summary: Summary, path: Path) -> None:
+def success_picture(measured: Curves, summary: Summary, path: Path) -> None:
     """Success over episodes of both algorithms, and beside it their final tests.
 
     Of each: every seed, the median and the band between the quartiles.
     """
-    curves = {name: success_curves(lines, name) for name in ALGORITHMS}
+    curves = {name: by_seed(measured, name, "success") for name in ALGORITHMS}
     tests = {name: (summary.get(name) or {}).get("success") or [] for name in ALGORITHMS}
 
     # Internal RL is drawn last, on top.
@@ -235,9 +294,10 @@ def success_picture(lines: Lines, summary: Summary, path: Path) -> None:
             # Training: single seeds faint, their median bold.
             label, colour = ALGORITHMS[name]
             for x, y in curves[name].values():
-                training.plot(x, y, color=colour, alpha=0.35, linewidth=0.9)
+                training.plot(*thinned(x, y), color=colour, alpha=0.35, linewidth=0.9)
             if curves[name]:
-                x, (low, median, high) = quartiles(curves[name])
+                x, bands = quartiles(curves[name])
+                x, low, median, high = thinned(x, *bands)
                 training.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
                 training.plot(x, median, color=colour, linewidth=2.4, label=label)
 
@@ -260,16 +320,17 @@ def success_picture(lines: Lines, summary: Summary, path: Path) -> None:
         figure.legend(loc="outside upper center", ncols=2, reverse=True)
 
 
-def base_picture(lines: Lines, summary: Summary, path: Path) -> None:
+def base_picture(measured: Curves, summary: Summary, path: Path) -> None:
     """Action NLL of the base model during pretraining against the Bayes filter and the oracle."""
-    ours = [line for line in lines if line["stage"] == "pretrain"]
-    train = curve(ours, "step", "nll")
-    valid = curve(ours, "step", "valid_nll")
+    ours = {name: points for (stage, _, name), points in measured.items() if stage == "pretrain"}
+    none = np.array([]), np.array([])
+    train = thinned(*ours.get("nll", none))
+    valid = thinned(*ours.get("valid_nll", none))
     if not len(train[0]) and not len(valid[0]):
         raise MissingDataError("metrics.jsonl holds no line of stage pretrain")
 
     # The yardsticks as measured last: in the summary, of an unfinished run in the metrics.
-    last = {name: value for line in ours for name, value in line.items()}
+    last = {name: float(values[-1]) for name, (_, values) in ours.items()}
     last |= summary.get("base") or {}
 
     with _canvas(path, (5.8, 3.8)) as (figure, axes):
@@ -327,7 +388,7 @@ def expert_picture(lines: Lines, path: Path, points: int = 60) -> None:
 
 def _yardstick_lines(axes: "Axes", scores: Summary) -> None:
     for name, (label, style) in YARDSTICKS.items():
-        if scores.get(name) is not None:
+        if scores.get(name) is not None and np.isfinite(scores[name]):
             axes.axhline(scores[name], label=label, zorder=2.5, **style)
 
 
@@ -455,9 +516,10 @@ def nll_picture(discovery: Summary, path: Path) -> None:
         raise MissingDataError("summary.json holds no NLL of the discovery stage")
     with _canvas(path, (5.8, 3.8)) as (figure, axes):
         labels, colours = zip(*(LATENT_SOURCES[name] for name in names), strict=True)
-        scores = [discovery[name] for name in names]
-        bars = axes.bar(range(len(names)), scores, color=colours, width=0.66)
-        for text in axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=9):
+        scores = [float(discovery[name]) for name in names]
+        bars = axes.bar(range(len(names)), _heights(scores), color=colours, width=0.66)
+        texts = [f"{score:.2f}" for score in scores]
+        for text in axes.bar_label(bars, texts, padding=2, fontsize=9):
             text.set_zorder(4)
             _outline(text)
         _yardstick_lines(axes, discovery)
@@ -466,6 +528,12 @@ def nll_picture(discovery: Summary, path: Path) -> None:
         axes.margins(y=0.1)
         axes.grid(axis="y")
         figure.legend(loc="outside upper center", ncols=3, handlelength=2.6, columnspacing=1.2)
+
+
+def _heights(values: Iterable[float | None]) -> Float[np.ndarray, "N"]:
+    """Of bars: nothing where there is no finite number."""
+    numbers = np.array([np.nan if value is None else value for value in values], float)
+    return np.where(np.isfinite(numbers), numbers, 0.0)
 
 
 def transition_picture(discovery: Summary, controllers: Summary, path: Path) -> None:
@@ -491,9 +559,9 @@ def transition_picture(discovery: Summary, controllers: Summary, path: Path) -> 
         for index, (source, values) in enumerate(shares.items()):
             label, colour = TRANSITION_SOURCES[source]
             at = np.arange(len(transitions)) + (index - (len(shares) - 1) / 2) * width
-            heights = [np.nan if values.get(name) is None else values[name] for name in transitions]
-            bars = axes.bar(at, heights, width * 0.92, color=colour, label=label)
-            texts = ["" if crowded or np.isnan(height) else _percent(height) for height in heights]
+            rates = [values.get(name) for name in transitions]
+            bars = axes.bar(at, _heights(rates), width * 0.92, color=colour, label=label)
+            texts = ["" if crowded or rate is None else _percent(rate) for rate in rates]
             axes.bar_label(bars, texts, padding=5, fontsize=8, rotation=90 if upright else 0)
             if source != "base":  # which has no latent to draw again
                 again = [redrawn.get(source, {}).get(name, np.nan) for name in transitions]

@@ -1,16 +1,22 @@
 """What the files of a run say, as numbers and sentences."""
 
-import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from internal_rl.report.figures import ALGORITHMS, MissingDataError, Summary
-from internal_rl.training.tracking import read_metrics
+from internal_rl.config import RunError
+from internal_rl.report.figures import (
+    ALGORITHMS,
+    Curves,
+    MissingDataError,
+    Summary,
+    drawn_curves,
+)
+from internal_rl.training import files
+from internal_rl.training.files import FileError
+from internal_rl.training.tracking import Lines
 
 # Median success relative to the expert's: from the first a task counts as solved, below the second
 # as unsolved.
@@ -20,7 +26,7 @@ CLEARLY_WORSE = 0.1  # nats: the permuted z must cost this much more than the ba
 NO_VALUE = "\N{EN DASH}"
 
 
-class NotARunError(ValueError):
+class NotARunError(RunError, ValueError):
     """The directory does not hold a run."""
 
 
@@ -28,46 +34,110 @@ class NotARunError(ValueError):
 class RunRecord:
     """What the files of a run directory say.
 
-    summary: {} until the pipeline has written it.
-    lines: those of metrics.jsonl.
+    summary: {} where there is none yet.
+    curves: what is drawn of metrics.jsonl.
+    config: the settings of the run.
+    notes: what the report lacks and why, in sentences.
     """
 
     directory: Path
     summary: Summary = field(default_factory=dict)
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    curves: Curves = field(default_factory=dict)
+    config: Summary = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def part(self, name: str) -> Summary:
         """A dict of the summary, {} where it is absent."""
-        return self.summary.get(name) or {}
+        part = self.summary.get(name)
+        return part if isinstance(part, dict) else {}
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Content of an .npz file; raises MissingDataError where it is absent or cut off."""
+        """Content of an .npz file; raises MissingDataError where it is absent or damaged."""
+        path = self.directory / name
+        if not path.exists():
+            raise MissingDataError(f"no {name}")
         try:
-            with np.load(self.directory / name, allow_pickle=False) as file:
-                return dict(file)
-        except FileNotFoundError:
-            raise MissingDataError(f"no {name}") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise MissingDataError(f"{name} cannot be read ({error})") from error
+            return files.read_arrays(path, "")
+        except (FileError, OSError) as error:
+            why = _what_is_wrong(error, self.directory).removeprefix(f"{name} ")
+            why = why.removeprefix("is damaged: ")
+            raise MissingDataError(f"{name} cannot be read: {why}") from error
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Read summary.json and metrics.jsonl of a run, finished or not.
+    """Read what the files of a run, finished or not, say; what is damaged is left out.
 
-    Raises NotARunError where there is neither, or where the summary is not JSON.
+    Raises NotARunError where there is no config.json, and FileError where it is damaged.
     """
-    summary = run_dir / "summary.json"
-    if not summary.exists() and not (run_dir / "metrics.jsonl").exists():
-        raise NotARunError(
-            f"{run_dir} is not a run directory: no summary.json and no metrics.jsonl in it"
-        )
+    config = _config(run_dir)
+    summary, notes = _summary(run_dir)
+
+    # What is drawn of the metrics.
+    curves: Curves = {}
+    lines = Lines(run_dir)
     try:
-        content = json.loads(summary.read_text()) if summary.exists() else {}
-    except json.JSONDecodeError as error:
-        raise NotARunError(
-            f"{summary} is not JSON ({error}); run the report stage again"
-        ) from error
-    return RunRecord(run_dir, content, read_metrics(run_dir))
+        curves = drawn_curves(lines)
+    except FileError as error:
+        notes.append(f"{_what_is_wrong(error, run_dir)}.")
+    if lines.damaged:
+        count = "1 damaged line" if lines.damaged == 1 else f"{lines.damaged} damaged lines"
+        notes.append(f"Left out: {count} of metrics.jsonl.")
+    return RunRecord(run_dir, summary, curves, config, notes)
+
+
+def _config(run_dir: Path) -> Summary:
+    """The settings of the run: without them a directory is none."""
+    path = run_dir / "config.json"
+    remedy = "restore it from a copy"
+    try:
+        if not path.exists():
+            raise NotARunError(f"{run_dir} is not a run directory: no config.json in it")
+        config = files.read_json(path, remedy)
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    if not isinstance(config.get("env"), dict):
+        raise FileError(f"{path} is damaged: it holds no settings; {remedy}")
+    return config
+
+
+def _summary(run_dir: Path) -> tuple[Summary, list[str]]:
+    """summary.json, or what can be known without it; and what is wrong with its files."""
+    path = run_dir / "summary.json"
+    results = sorted((run_dir / "results").glob("*.json"))
+    damaged = [wrong for each in results if (wrong := _damage(each, run_dir))]
+
+    # The summary holds the numbers of results that have been damaged since.
+    wrong = _damage(path, run_dir) if path.exists() else "No summary.json: the run has not finished"
+    if wrong is None:
+        notes = [f"{each}; the numbers here are from summary.json." for each in damaged]
+        return files.read_json(path, ""), notes
+    notes = [f"{wrong}."]
+    if not results:
+        return {}, notes
+
+    # The stages, which know what their results mean, are imported for nothing else here.
+    from internal_rl.report.summary import summarise
+    from internal_rl.run import Run, load_config
+
+    notes += [f"{each}; its numbers are left out." for each in damaged]
+    try:
+        return summarise(Run(load_config(run_dir / "config.json"), run_dir)), notes
+    except Exception as error:  # noqa: BLE001  results that were altered, or are of other versions
+        return {}, [*notes, f"Left out: the results of the stages ({error})."]
+
+
+def _damage(path: Path, run_dir: Path) -> str | None:
+    """What is wrong with a JSON file of the run, None if nothing."""
+    try:
+        files.read_json(path, "")
+    except (FileError, OSError) as error:
+        return _what_is_wrong(error, run_dir)
+    return None
+
+
+def _what_is_wrong(error: Exception, run_dir: Path) -> str:
+    """A message without its remedy, which is not the reader's, and without the folder."""
+    return str(error).replace(f"{run_dir}/", "").split("; ")[0]
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -80,7 +150,8 @@ def _outcome(record: RunRecord, stage: str) -> str | None:
     success = record.part(stage).get("success") or []
     if not success:
         return None
-    low, median, high = np.quantile(success, [0.25, 0.5, 0.75])
+    rates = np.where(np.isfinite(success), success, np.nan)
+    low, median, high = np.quantile(rates, [0.25, 0.5, 0.75])
     if len(success) == 1:
         return f"{median:.3f} (1 seed)"
     return f"{median:.3f} (median of {len(success)} seeds, quartiles {low:.3f} to {high:.3f})"
@@ -109,6 +180,8 @@ def verdict(record: RunRecord) -> str:
     ours = float(np.median(record.part("internal_rl")["success"]))
     theirs = float(np.median(record.part("raw_rl")["success"]))
     best = record.part("expert").get("success_posttraining", 1.0)
+    if not np.isfinite([ours, theirs, best]).all():
+        return numbers[0].upper() + numbers[1:]
     if ours >= SOLVED * best and theirs < UNSOLVED * best:
         return f"Internal RL solves a sparse task that raw-action RL does not: {numbers}"
     if ours > theirs:

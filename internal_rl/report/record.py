@@ -6,6 +6,7 @@ import numpy as np
 from internal_rl import streams
 from internal_rl.run import Run
 from internal_rl.trained import seed_key
+from internal_rl.training import files
 
 POSES = ("agent", "qpos")  # where the agent is: the grid world's cell, the ant's positions
 CANDIDATES = 64  # episodes played to find a successful one
@@ -40,5 +41,5 @@ def record_episode(run: Run) -> dict[str, np.ndarray]:
         "task": state[0].pinpad.task,
         "success": np.asarray(final.success)[chosen],
     }
-    np.savez(run.directory / "rollout.npz", **episode)
+    files.write_arrays(run.directory / "rollout.npz", episode)
     return episode

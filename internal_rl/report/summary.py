@@ -1,5 +1,6 @@
 """summary.json: what the results of the stages come to."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,18 +8,21 @@ import numpy as np
 
 from internal_rl import stages as registry
 from internal_rl.config import to_dict
-from internal_rl.report.figures import Curve, first_reached, success_curves
+from internal_rl.report.figures import Curve, by_seed, drawn_curves, first_reached
 from internal_rl.run import Result, Run
 from internal_rl.trained import ALGORITHMS
+from internal_rl.training.files import FileError
 from internal_rl.training.metrics import measured_legs
 from internal_rl.training.provenance import maker
-from internal_rl.training.tracking import read_metrics
+from internal_rl.training.tracking import Lines
+
+_log = logging.getLogger(__name__)
 
 
 def summarise(run: Run) -> Result:
-    """The content of summary.json, from the results of the stages."""
+    """The content of summary.json, from the results of the stages; damaged ones are left out."""
     names = [name for name in registry.names() if name != "report"]
-    stages = {name: run.result(name) or {} for name in names}
+    stages = {name: _result(run, name) for name in names}
 
     def found(stage: str, *but: str) -> Result:
         left_out = {"seconds", "made_by", *but}
@@ -44,20 +48,24 @@ def summarise(run: Run) -> Result:
     }
 
     # Internal and raw-action RL, over the seeds that have finished.
-    lines = read_metrics(run.directory)
+    try:
+        curves = drawn_curves(Lines(run.directory))
+    except FileError as error:
+        _log.warning("left out of the summary: %s", error)
+        curves = {}
     rl = run.config.reinforce
     made_by = [result["made_by"] for result in stages.values() if "made_by" in result]
     for algorithm in ALGORITHMS:
-        results = [run.result(f"{algorithm}_{seed}") for seed in range(rl.num_seeds)]
-        finished = [result for result in results if result]
-        seeds = [seed for seed, result in enumerate(results) if result]
+        results = [_result(run, f"{algorithm}_{seed}") for seed in range(rl.num_seeds)]
+        seeds = [seed for seed, result in enumerate(results) if {"success", "before"} <= {*result}]
+        finished = [results[seed] for seed in seeds]
         made_by += [result["made_by"] for result in finished if "made_by" in result]
         summary[algorithm] = {
             "task": run.config.env.post_tasks,
             "episodes": rl.episodes,
             "success": [result["success"] for result in finished],
             "before": [result["before"] for result in finished],
-            **_learning_speed(success_curves(lines, algorithm), seeds),
+            **_learning_speed(by_seed(curves, algorithm, "success"), seeds),
         }
         # Fig. 8 divides by the expert's success.
         best = summary["expert"].get("success_posttraining", 1.0)
@@ -74,6 +82,15 @@ def summarise(run: Run) -> Result:
         "config": {**to_dict(run.config), "run_dir": None, "reuse": None},
         **{key: _joined([each[key] for each in made_by or [now]]) for key in now},
     }
+
+
+def _result(run: Run, stage: str) -> Result:
+    """The result of a stage; {} where it has not finished or its file is damaged."""
+    try:
+        return run.result(stage) or {}
+    except FileError as error:
+        _log.warning("left out of the summary: %s", error)
+        return {}
 
 
 def _learning_speed(curves: Mapping[int, Curve], seeds: list[int]) -> Result:

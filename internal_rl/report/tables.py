@@ -64,6 +64,8 @@ def times(record: RunRecord) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if not np.isfinite(seconds):
+        return NO_VALUE
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -34,7 +34,6 @@ from internal_rl.report.findings import NotARunError, RunRecord, verdict
 from internal_rl.report.page import write_report
 from internal_rl.report.text import readable
 from internal_rl.training import files
-from internal_rl.training.files import FileError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -290,10 +289,17 @@ def test_unfinished_run_says_what_is_left_out(tmp_path: Path) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are empty files: drawing takes seconds."""
+    """Pictures are empty files, but those of the summary alone: drawing takes seconds."""
     for name in ("success_picture", "base_picture", "latent_picture", "gate_picture"):
         monkeypatch.setattr(figures, name, lambda *given: given[-1].write_bytes(b""))
     monkeypatch.setattr(animation, "rollout_animation", lambda *given: given[-1].write_bytes(b""))
+
+
+@pytest.fixture
+def nothing_drawn(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those, too."""
+    for name in ("nll_picture", "transition_picture"):
+        monkeypatch.setattr(figures, name, lambda *given: given[-1].write_bytes(b""))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -393,7 +399,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize("how", ["missing", *DAMAGES])
 @pytest.mark.parametrize(
     ("name", "left_out"),
@@ -421,8 +427,12 @@ def test_what_a_damaged_file_held_is_left_out_and_the_page_says_so(
     assert "Traceback" not in page
 
     # Where something is missing now, one line of the page and one of the warnings name the file.
-    unseen = {("results/pretrain.json", "missing"), ("metrics.jsonl", "missing")}
-    if (name, how) not in {*unseen, ("metrics.jsonl", "empty")}:
+    # A digit of metrics.jsonl may become another; without a result there is still the summary.
+    unseen = {
+        "results/pretrain.json": {"missing"},
+        "metrics.jsonl": {"missing", "empty", "altered"},  # its pictures are not drawn here
+    }
+    if how not in unseen.get(name, set()):
         (line,) = [text for text in caplog.messages if text.startswith(f"{run}/report.html: ")]
         for text in (page, line):
             assert name.split("/")[-1] in text.replace("metrics.jsonl holds no", "")
@@ -432,7 +442,7 @@ def test_what_a_damaged_file_held_is_left_out_and_the_page_says_so(
         assert "0.747" in page
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize("how", ["missing", *DAMAGES])
 def test_without_its_settings_a_run_has_no_report(
     tmp_path: Path,
@@ -465,7 +475,7 @@ def report(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None
     return 0
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 @pytest.mark.parametrize("refused", ["figures", "report.html"])
 def test_a_run_that_cannot_be_written_is_one_line(
@@ -561,7 +571,7 @@ def test_arrays_of_other_shapes_are_left_out(tmp_path: Path) -> None:
     diagnostics = fake_diagnostics(np.random.default_rng(0))
     del diagnostics["mask"]
     files.write_arrays(run / "discover" / "diagnostics.npz", diagnostics)
-    files.write_arrays(run / "rollout.npz", fake_rollout() | {"index": np.zeros(3, int)})
+    files.write_arrays(run / "rollout.npz", fake_rollout() | {"agent": np.zeros(3, int)})
     page = write_report(run).read_text(encoding="utf-8")
     assert "Left out: its data are damaged: KeyError" in page
     names = {path.name for path in (run / "figures").iterdir()}
