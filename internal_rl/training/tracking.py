@@ -282,13 +282,21 @@ def read_metrics(run_dir: Path, stage: str | None = None) -> list[Line]:
     resumed run has logged twice, the last counts.
     """
     found: dict[Any, Line] = {}
+    shared: dict[Any, Any] = {}  # what many lines have in common, held once
     for line in Lines(run_dir):
         if stage is not None and line["stage"] != stage:
             continue
         tags = {**_context(line), **{key: line[key] for key in _TELLING & line.keys()}}
-        same = (line["stage"], line[_axis_of(line)], frozenset(tags.items()), frozenset(line))
+        told = frozenset(tags.items())
+        names = frozenset(line)
+        same = (
+            sys.intern(line["stage"]),
+            line[_axis_of(line)],
+            shared.setdefault(told, told),
+            shared.setdefault(names, names),
+        )
         found.pop(same, None)
-        found[same] = line
+        found[same] = {sys.intern(key): value for key, value in line.items()}
     return list(found.values())
 
 
