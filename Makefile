@@ -67,7 +67,8 @@ test: setup  ## the tests that take seconds
 	$(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup  ## the tests that break runs: kills, full disks, damaged files
-	$(PY) -m pytest -m faults --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PY) -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+	  tests/faults tests/internal_rl/training tests/internal_rl/stages/test_reinforce.py $(ARGS)
 
 test-slow: setup  ## the tests that take minutes
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow $(ARGS)

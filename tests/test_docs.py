@@ -176,3 +176,16 @@ def test_escaped_text_comes_out_as_it_is(text):
 def test_code_in_escaped_text_stays_code():
     html = Markdown().convert(prose.escape("[B] `a_b[c_d] * <e>` [T]"))
     assert html == "<p>[B] <code>a_b[c_d] * &lt;e&gt;</code> [T]</p>"
+
+
+def test_every_fault_names_a_test_that_is_there_and_that_make_runs():
+    """docs/reliability.md: a fault, how it is injected, what comes of it, and the test."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| .+ \| .+ \| .+ \| `(tests/\S+)::(test_\w+)` \|$", text)
+    assert len(rows) >= 24
+    assert len(rows) == text.count("::")
+    target = re.search(r"(?ms)^test-faults:.*?\n\n", (ROOT / "Makefile").read_text())
+    folders = re.findall(r"tests/\S+", target[0]) if target else []
+    for path, name in rows:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+        assert path.startswith(tuple(folders)), path

@@ -58,6 +58,20 @@ def test_a_bad_member_is_named_and_ends_no_other(call: Call, capfd):
     )
 
 
+@pytest.mark.faults
+def test_two_hundred_members(call: Call, capfd):
+    """Every one is tried, in a folder of its own."""
+    seeds = ",".join(map(str, range(200)))
+    status, done = call("--multirun", "experiment=smoke", f"seed={seeds}", "until=collect",
+                        failing={7: ConfigError("seven"), 150: ValueError("a fault")})  # fmt: skip
+    assert status == 1
+    assert [config.seed for config in done] == list(range(200))
+    assert len({config.run_dir for config in done}) == 200
+    assert (
+        "failed: 2 of 200 jobs: experiment=smoke seed=7 until=collect; " in capfd.readouterr().err
+    )
+
+
 def test_a_full_disk_is_named_too(call: Call, capfd):
     full = OSError(errno.ENOSPC, "No space left on device", "runs/x")
     status, done = call("-m", "experiment=smoke", "seed=0,1", failing={0: full})
