@@ -161,7 +161,8 @@ def write_page(
     source = f"`python {shlex.join(sys.argv)}`, commits {', '.join(commits)}, {', '.join(kinds)}."
     note = "Mean and range over seeds; unseen transitions: geometric mean over those of the task."
     (page / "README.md").write_text(
-        f"# What each lever does: {experiment}\n\n{source} {note}\n\n{text}\n"
+        f"# What each lever does: {experiment}\n\n{source} {note}\n\n{text}\n",
+        encoding="utf-8",
     )
 
 

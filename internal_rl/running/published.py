@@ -95,11 +95,11 @@ def overrides_then(config: Json, commit: str) -> list[str] | None:
 def _rename_keys(folder: Path) -> None:
     """Give the keys of the presets in a folder the names that they have today."""
     for path in folder.rglob("*.yaml"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for old, new in RENAMED.items():
             name = old.rpartition(".")[2]
             text = re.sub(rf"\b{name}:", f"{new.rpartition('.')[2]}:", text)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def history(config: Json, commits: str) -> str:

@@ -13,7 +13,7 @@ from internal_rl import stages
 from internal_rl.config import Config, ConfigError, to_dict
 from internal_rl.run import Stage, load_config
 from internal_rl.training import files
-from internal_rl.training.tracking import read_metrics
+from internal_rl.training.tracking import append_lines, read_metrics
 
 
 def fitting(source: Path, config: Config) -> list[Stage]:
@@ -58,9 +58,7 @@ def take_over(source: Path, target: Path, chosen: list[Stage]) -> None:
 
         # Metrics, too, by the beginning of the name: propose_kept belongs to propose.
         own = [line for line in lines if line["stage"].startswith(stage.name)]
-        target.mkdir(parents=True, exist_ok=True)
-        with (target / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(files.to_json(line) + "\n" for line in own)
+        append_lines(target, own)
 
         # The result comes last: with it the stage has finished.
         for result in results_of(source, stage):

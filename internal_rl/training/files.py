@@ -21,6 +21,8 @@ from internal_rl.config import RunError
 
 PARTIAL = ".partial"  # how the name of a file ends that is being written
 SEAL = "seal"  # the key that holds a file's hash of everything else in it
+# What reading an archive of other bytes ends in; RuntimeError: it is said to be encrypted.
+DAMAGED_ARCHIVE = (ValueError, KeyError, EOFError, OSError, RuntimeError)
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings: JSON has none
 
 
@@ -110,6 +112,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing; {remedy}") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is damaged: it holds no JSON; {remedy}") from error
     if not isinstance(content, dict):
@@ -127,7 +131,9 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
             arrays = dict(file)
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing; {remedy}") from error
-    except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (PermissionError, IsADirectoryError) as error:
+        raise FileError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except (*DAMAGED_ARCHIVE, zipfile.BadZipFile) as error:
         raise FileError(f"{path} is damaged: it holds no arrays; {remedy}") from error
     seal = arrays.pop(SEAL, None)
     if seal is not None and str(seal) != _hash_of_arrays(arrays):

@@ -235,6 +235,16 @@ class Tracker:
             self._run = None
 
 
+def append_lines(run_dir: Path, lines: Iterable[Line]) -> None:
+    """Add lines of another run to `run_dir/metrics.jsonl`; raises FileError."""
+    path = run_dir / "metrics.jsonl"
+    text = "".join(files.to_json(line) + "\n" for line in lines).encode()
+    with _writing(path):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file, _locked(file.fileno()):
+            _append(file.fileno(), text)
+
+
 class Lines:
     """The lines of `run_dir/metrics.jsonl`, one by one, oldest first; none where there is no file.
 

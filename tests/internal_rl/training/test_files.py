@@ -107,6 +107,32 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
         files.read_json(tmp_path / "content.json", "make it again")
 
 
+@pytest.mark.parametrize("read", [files.read_json, files.read_arrays])
+@pytest.mark.parametrize("error", [PermissionError, IsADirectoryError])
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable, error: type[OSError]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(FileError, match=r"file cannot be read \(Permission denied\); mend it"):
+        read(tmp_path / "file", "mend it")
+
+
+@pytest.mark.parametrize("error", [OSError(22, "Invalid argument"), RuntimeError("encrypted")])
+def test_whatever_an_archive_of_other_bytes_ends_in_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(FileError, match="file is damaged: it holds no arrays; make it again"):
+        files.read_arrays(tmp_path / "file", "make it again")
+
+
 def test_a_number_that_was_changed_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     files.write_json(path, {"success": 0.25})
