@@ -4,6 +4,7 @@ SIGTERM and SIGUSR1 (what Slurm sends before it ends a job), Ctrl-C and the time
 loop saves and ends, anything else ends at once. The same command continues.
 """
 
+import errno
 import signal
 import sys
 import threading
@@ -15,6 +16,9 @@ from internal_rl.config import RunError
 
 STOPPED = 3  # exit status of a program that was asked to stop, and can be continued
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# What is no fault of the program, even where no file is named: full, read-only or broken disks, and
+# an output that nobody reads any more.
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EPIPE)
 
 
 class Interrupted(BaseException):
@@ -72,9 +76,10 @@ def say(ending: BaseException) -> int:
     if isinstance(ending, RunError):
         print(f"error: {ending}", file=sys.stderr)
         return ending.status
-    if isinstance(ending, OSError) and ending.filename:
+    if isinstance(ending, OSError) and (ending.filename or ending.errno in OF_THE_MACHINE):
+        where = f"{ending.filename}: " if ending.filename else ""
         remedy = "what was saved is whole: mend it, and run the same command to continue"
-        print(f"error: {ending.filename}: {ending.strerror}; {remedy}", file=sys.stderr)
+        print(f"error: {where}{ending.strerror}; {remedy}", file=sys.stderr)
         return RunError.status
     raise ending
 
