@@ -35,13 +35,22 @@ class StopFlag:
     requested = False
 
 
+_asked = StopFlag()  # whether this process is ending already: it is asked once
+
+
 def end_at_signals() -> None:
-    """From here on SIGTERM and SIGUSR1 raise Interrupted. Does nothing but in the main thread."""
+    """From here on SIGTERM and SIGUSR1 raise Interrupted. Does nothing but in the main thread.
+
+    Only the first one does: a job of Slurm gets one from Slurm and one from its parent.
+    """
 
     def interrupt(number: int, _: object) -> None:
-        name = signal.Signals(number).name
-        raise Interrupted(f"stopped by {name}; run the same command to continue")
+        if not _asked.requested:
+            _asked.requested = True
+            name = signal.Signals(number).name
+            raise Interrupted(f"stopped by {name}; run the same command to continue")
 
+    _asked.requested = False
     _handle(SIGNALS, interrupt)
 
 
@@ -93,7 +102,7 @@ def stop_flag() -> Iterator[StopFlag]:
     flag = StopFlag()
 
     def request(*_: object) -> None:
-        flag.requested = True
+        flag.requested = _asked.requested = True
 
     former = _handle((*SIGNALS, signal.SIGINT, signal.SIGALRM), request)
     try:
