@@ -12,6 +12,7 @@ import scipy.stats
 
 from envs.api import MultiHot
 from internal_rl.config import Config, OptimConfig, ProposeConfig
+from internal_rl.run import Run
 from internal_rl.stages.propose import Fit, Openings, Reader, count_codes, purity
 from internal_rl.trained import fresh_proposal
 from internal_rl.training.tracking import Tracker
@@ -81,10 +82,17 @@ def settings(config: Config) -> Config:
     return replace(config, propose=propose, metacontroller=replace(config.metacontroller, latent=2))
 
 
+def run_in(world: Any, settings: Config, directory: Path) -> Run:
+    """A run in a world that is not made from its settings."""
+    run = Run(settings, directory)
+    run.__dict__["env"] = world  # where the cached property keeps it
+    return run
+
+
 def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path) -> None:
     held_out, subgoal = hidden_maps(2_000, seed=1)
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(settings, world, hidden_maps(6_000, seed=0)[0], tracker, tmp_path)
+        fit = Fit(run_in(world, settings, tmp_path), hidden_maps(6_000, seed=0)[0], tracker)
         kept = fit.heaviest(fit.first(0), 0)
     log_prob, component = fit.judge(kept, held_out)
     matches = count_codes(component, subgoal, (4, 3))
@@ -115,9 +123,8 @@ def test_constant_experts_read_nothing_and_find_clusters(
         settings, propose=replace(settings.propose, components=5, candidates=5, linear=False)
     )
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(
-            constant, world, Openings(observation, latent, centres[subgoal]), tracker, tmp_path
-        )
+        codes = Openings(observation, latent, centres[subgoal])
+        fit = Fit(run_in(world, constant, tmp_path), codes, tracker)
         first = fit.first(0)
         kept = fit.heaviest(first, 0)
     # What reads nothing has no features to lose.
@@ -140,7 +147,7 @@ def test_support_by_hand(settings: Config, world: Any, tmp_path: Path) -> None:
         observation, latent, latent + 0.01 * rng.normal(size=latent.shape).astype(np.float32)
     )
     with Tracker(tmp_path, wandb_mode="disabled") as tracker:
-        fit = Fit(settings, world, codes, tracker, tmp_path)
+        fit = Fit(run_in(world, settings, tmp_path), codes, tracker)
     model = fresh_proposal(world, latent=1, components=2)
     table = jnp.zeros_like(model.params["table"])
     bias = jnp.array([[-1.0], [1.0]])

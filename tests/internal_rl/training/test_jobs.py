@@ -78,10 +78,11 @@ def test_failures_that_a_user_can_mend_are_such_together():
 def start(tmp_path: Path, *jobs: Job) -> subprocess.Popen[bytes]:
     """A program that runs these jobs; returns once the job that makes the mark has started."""
     program = f"""
-import sys
+import signal, sys
 from pathlib import Path
 from internal_rl.training import stopping
 from internal_rl.training.jobs import Job, run_on_cores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 stopping.end_at_signals()
 try:
     run_on_cores({[*jobs]!r})
