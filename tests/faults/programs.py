@@ -1,5 +1,7 @@
 """Programs that the tests of this folder start and break."""
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +17,12 @@ Program = subprocess.Popen[str]
 def command(name: str, *arguments: str) -> list[str]:
     """The call of a script."""
     return [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+
+
+def linked(run: Path, target: Path) -> Path:
+    """A copy of a run whose files are hard links; the lock is its own."""
+    own = shutil.ignore_patterns("lock")
+    return Path(shutil.copytree(run, target, copy_function=os.link, ignore=own))
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -19,6 +19,7 @@ from internal_rl.running.reuse import fitting
 from internal_rl.running.start import open_run
 from internal_rl.training import checkpoint, files
 from internal_rl.training.tracking import read_metrics
+from tests.faults.programs import linked
 
 pytestmark = pytest.mark.faults
 FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
@@ -62,7 +63,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 @pytest.fixture
 def copy(base: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(base, tmp_path / "run", copy_function=os.link))
+    return linked(base, tmp_path / "run")
 
 
 @FUZZ
