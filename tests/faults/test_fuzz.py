@@ -75,7 +75,7 @@ def test_any_bytes_in_any_file(base: Path, copy: Path, data: st.DataObject, chan
     names += [str(path.relative_to(base)) for path in parts]
     name = data.draw(st.sampled_from(names))
     replaced(copy / name, spoil((base / name).read_bytes(), changes))
-    read_all(copy)
+    read_all(copy, base)
     replaced(copy / name, (base / name).read_bytes())
 
 
@@ -95,14 +95,14 @@ def test_any_json_without_a_seal(base: Path, copy: Path, data: st.DataObject, va
     else:
         content = value
     replaced(copy / name, files.to_json(content).encode("utf-8", "surrogatepass"))
-    read_all(copy)
+    read_all(copy, base)
     replaced(copy / name, (base / name).read_bytes())
 
 
-def read_all(run_dir: Path) -> None:
+def read_all(run_dir: Path, base: Path) -> None:
     """Read the files as the programs do."""
     harmless(lambda: load(run_dir / "data" / "valid", labels=True))
-    harmless(lambda: checkpoint.restore(run_dir / "base", like(run_dir)))
+    harmless(lambda: checkpoint.restore(run_dir / "base", like(base)))
     harmless(lambda: files.read_arrays(run_dir / "propose" / "matches.npz", "make it again"))
     harmless(lambda: read_metrics(run_dir))
     harmless(lambda: load_run(run_dir).result("discover"))
@@ -110,13 +110,10 @@ def read_all(run_dir: Path) -> None:
     harmless(lambda: open_run(load_run(run_dir).config))
 
 
-def like(run_dir: Path) -> dict[str, Any]:
-    """The arrays of the base model."""
-    whole = run_dir.parent.parent / "base" / "base" / "metadata.json"
-    return {
-        name: np.zeros(shape, kind)
-        for name, (shape, kind) in json.loads(whole.read_text())["arrays"].items()
-    }
+def like(base: Path) -> dict[str, Any]:
+    """Arrays of the base model's shapes."""
+    specs = json.loads((base / "base" / "metadata.json").read_text())["arrays"]
+    return {name: np.zeros(shape, kind) for name, (shape, kind) in specs.items()}
 
 
 class Harmless:

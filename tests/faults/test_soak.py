@@ -18,7 +18,7 @@ from tests.limits import HANG
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("INTERNAL_RL_KILLS", "6"))
+KILLS = int(os.environ.get("INTERNAL_RL_KILLS", "4"))
 START = 6.0  # seconds before which nothing but imports happens
 
 
