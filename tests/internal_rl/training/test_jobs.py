@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,13 @@ from internal_rl.training.stopping import STOPPED
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def own_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cores are reserved in the folder for temporary files: other tests' programs do so, too."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
 
 
 def python(name: str, program: str, log: Path | None = None) -> Job:
