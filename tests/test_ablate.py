@@ -10,8 +10,9 @@ import pytest
 
 from internal_rl.config import ConfigError
 from internal_rl.running.compose import CONF, compose
-from internal_rl.training.jobs import Job, JobsFailedError
+from internal_rl.training.jobs import Job
 from internal_rl.training.stopping import Interrupted
+from tests.pretended import run_script
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "ablate.py"
 
@@ -119,34 +120,16 @@ def call(ablate, monkeypatch, tmp_path):
     monkeypatch.setattr(ablate, "load_rows", lambda experiment: ROWS)
 
     def called(*words, failing=None, stopping=()):
-        started = []
+        def work(job):
+            if job.name in stopping:
+                raise Interrupted("stopped by SIGTERM")
+            run = job.log.with_suffix("")
+            (run / "results").mkdir(parents=True, exist_ok=True)
+            for stage in ("transitions", "reinforce"):
+                (run / "results" / f"{stage}.json").write_text("{}")
+            (run / "summary.json").write_text(json.dumps(summary(0.5, {}, [])))
 
-        def pretend(jobs, finished, failed):
-            failures = []
-            for job in jobs:
-                started.append(job)
-                if job.name in stopping:
-                    raise Interrupted("stopped by SIGTERM")
-                if status := (failing or {}).get(job.name):
-                    failed(job, status)
-                    failures.append((job, status))
-                    continue
-                run = job.log.with_suffix("")
-                (run / "results").mkdir(parents=True, exist_ok=True)
-                for stage in ("transitions", "reinforce"):
-                    (run / "results" / f"{stage}.json").write_text("{}")
-                (run / "summary.json").write_text(json.dumps(summary(0.5, {}, [])))
-                finished(job)
-            if failures:
-                raise JobsFailedError(failures)
-
-        monkeypatch.setattr(ablate, "run_on_cores", pretend)
-        monkeypatch.setattr(sys, "argv", ["ablate.py", "quickstart", *words])
-        try:
-            ablate.main()
-        except SystemExit as end:
-            return end.code, started
-        return 0, started
+        return run_script(monkeypatch, ablate, words, work, failing)
 
     return called
 

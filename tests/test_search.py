@@ -10,8 +10,8 @@ import pytest
 
 from internal_rl.config import ConfigError
 from internal_rl.running.compose import compose
-from internal_rl.training.jobs import JobsFailedError
 from internal_rl.training.stopping import Interrupted
+from tests.pretended import run_script
 
 optuna = pytest.importorskip("optuna")
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "search.py"
@@ -81,32 +81,14 @@ def call(search, monkeypatch, tmp_path):
     monkeypatch.setenv("INTERNAL_RL_RUNS", str(tmp_path / "my runs, 1"))
 
     def called(*words, failing=None, silent=()):
-        started = []
+        def work(job):
+            if job.name not in silent:
+                run = job.log.with_suffix("")
+                (run / "results").mkdir(parents=True)
+                (run / "results" / "controllers.json").write_text('{"success": 0.5}')
+                (run / "results" / "transitions.json").write_text('{"start": {"0>1": 0.1}}')
 
-        def pretend(jobs, finished=lambda job: None, failed=lambda job, status: None):
-            failures = []
-            for job in jobs:
-                started.append(job)
-                if status := (failing or {}).get(job.name):
-                    failed(job, status)
-                    failures.append((job, status))
-                    continue
-                if job.name not in silent:
-                    run = job.log.with_suffix("")
-                    (run / "results").mkdir(parents=True)
-                    (run / "results" / "controllers.json").write_text('{"success": 0.5}')
-                    (run / "results" / "transitions.json").write_text('{"start": {"0>1": 0.1}}')
-                finished(job)
-            if failures:
-                raise JobsFailedError(failures)
-
-        monkeypatch.setattr(search, "run_on_cores", pretend)
-        monkeypatch.setattr(sys, "argv", ["search.py", "quickstart", *words])
-        try:
-            search.main()
-        except SystemExit as end:
-            return end.code, started
-        return 0, started
+        return run_script(monkeypatch, search, words, work, failing)
 
     return called
 

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from internal_rl.config import (
-    Config,
-    EnvConfig,
-    MetacontrollerConfig,
-    ModelConfig,
-    ReinforceConfig,
-)
+from internal_rl.config import Config, ReinforceConfig
 from internal_rl.run import make_env, save_config
 from internal_rl.trained import fresh_base, fresh_metacontroller
 from internal_rl.training import checkpoint
+from tests.tiny import ENV, METACONTROLLER, MODEL
 
 pytestmark = [
     pytest.mark.faults,
@@ -146,27 +141,9 @@ assert "does not survive a fork" in refusal("eager-v0")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run whose models are fresh ones."""
     config = Config(
-        env=EnvConfig(
-            size=3,
-            num_colours=2,
-            num_walls=0,
-            horizon=10,
-            tasks="0-1,1-0",
-            post_tasks="0-1",
-            num_maps=1,
-        ),
-        model=ModelConfig(
-            depth=2, width=8, mlp_width=16, num_heads=2, head_width=4, control_layer=1
-        ),
-        metacontroller=MetacontrollerConfig(
-            history_width=4,
-            embedding_width=5,
-            latent=3,
-            encoder_width=8,
-            switch_width=16,
-            hypernetwork_width=7,
-            rank=2,
-        ),
+        env=ENV,
+        model=MODEL,
+        metacontroller=METACONTROLLER,
         reinforce=ReinforceConfig(max_decisions=4),
     )
     directory = tmp_path_factory.mktemp("run")

@@ -16,9 +16,6 @@ from internal_rl.config import (
     CollectConfig,
     Config,
     DiscoverConfig,
-    EnvConfig,
-    MetacontrollerConfig,
-    ModelConfig,
     OptimConfig,
     PolicyConfig,
     PretrainConfig,
@@ -27,21 +24,7 @@ from internal_rl.config import (
 )
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Metacontroller
-
-# scale_last = 1 where the recipe has 0.1: with small outputs a wrong term could hide below the
-# tolerance.
-MODEL = ModelConfig(
-    depth=2, width=8, mlp_width=16, num_heads=2, head_width=4, control_layer=1, scale_last=1.0
-)
-METACONTROLLER = MetacontrollerConfig(
-    history_width=4,
-    embedding_width=5,
-    latent=3,
-    encoder_width=8,
-    switch_width=16,
-    hypernetwork_width=7,
-    rank=2,
-)
+from tests.tiny import ENV, METACONTROLLER, MODEL
 
 
 @pytest.fixture(scope="session")
@@ -62,16 +45,7 @@ def normal() -> Callable[..., jax.Array]:
 def config() -> Config:
     """A whole pipeline on a 3 x 3 grid with two colours."""
     return Config(
-        env=EnvConfig(
-            size=3,
-            num_colours=2,
-            num_walls=0,
-            horizon=10,
-            tasks="0-1,1-0",
-            post_tasks="0-1",
-            num_maps=1,
-            map_seed=0,
-        ),
+        env=replace(ENV, map_seed=0),
         collect=CollectConfig(episodes=6, valid_episodes=5, shard_episodes=4),
         model=MODEL,
         pretrain=PretrainConfig(steps=2, batch_size=4, row_length=0),

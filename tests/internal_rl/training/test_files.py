@@ -197,6 +197,6 @@ def test_what_killed_writers_have_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert files.expand("~/runs") == Path("/home/ada/runs")
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert files.expand("~/runs") == Path("/somewhere/runs")
     assert files.expand("runs/~") == Path("runs/~")

@@ -224,6 +224,17 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_what_was_saved(
             assert_same(state, uninterrupted[0])
 
 
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [("propose_kept", "propose.keep_optim"), ("propose", "propose.optim")],
+)
+def test_the_diagnosis_names_the_optimiser_of_the_stage(
+    update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, stage: str, key: str
+) -> None:
+    with pytest.raises(DivergedError, match=rf"Lower {key}\.learning_rate=.*set {key}\.clip="):
+        train(update, fresh, spoil(Inputs(), 0), tracker, tmp_path, stage=stage)
+
+
 def test_such_steps_can_be_left_out_and_are_counted(
     update: Callable, fresh: TrainState, tracker: Tracker, tmp_path: Path, capsys: Any
 ) -> None:
