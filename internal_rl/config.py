@@ -448,6 +448,11 @@ class Config:
     expert: ExpertConfig = field(default_factory=ExpertConfig)  # training of the ant's expert
     tracker: TrackerConfig = field(default_factory=TrackerConfig)  # where metrics go
 
+    @property
+    def map_seed(self) -> int:
+        """The seed of the pool of maps."""
+        return self.seed if self.env.map_seed is None else self.env.map_seed
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of any of the config dataclasses."""

@@ -68,7 +68,7 @@ def make_env(config: Config, tasks: str | None = None) -> Environment:
     values |= {
         "tasks": env.tasks if tasks is None else NAMED.get(tasks, tasks),
         "subgoals": SUBGOALS.get(env.tasks) if env.subgoals is None else env.subgoals,
-        "map_seed": config.seed if env.map_seed is None else env.map_seed,
+        "map_seed": config.map_seed,
     }
     try:
         return registry.make(env.name, **{key: values[key] for key in values if key in taken})
@@ -161,10 +161,7 @@ class Run:
     @property
     def _settings(self) -> dict[str, Any]:
         """The settings that change results, by dotted path; the map is that of the run's seed."""
-        found = settings(to_dict(self.config))
-        if found["env.map_seed"] is None:
-            found["env.map_seed"] = self.config.seed
-        return found
+        return {**settings(to_dict(self.config)), "env.map_seed": self.config.map_seed}
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[Callable[[], float]]:
@@ -224,6 +221,7 @@ class Stage:
     enabled: whether a run with this configuration has the stage.
     results: the files under results/ that hold its result.
     current: whether a result is of today's code; an older one is not taken over.
+    check: raises ConfigError if the stage cannot work in this run; asked before any work.
     """
 
     name: str
@@ -235,6 +233,7 @@ class Stage:
     enabled: Callable[[Config], bool] = lambda config: True
     results: str = ""
     current: Callable[[Result], bool] = lambda result: True
+    check: Callable[[Run], None] = lambda run: None
 
 
 def load_run(directory: str | Path, **env: Any) -> Run:
@@ -254,8 +253,7 @@ def load_run(directory: str | Path, **env: Any) -> Run:
     unknown = set(env) - set(vars(config.env))
     if unknown:
         raise ConfigError(f"env.{unknown.pop()} is not a setting of the environment")
-    if config.env.map_seed is None:
-        env.setdefault("map_seed", config.seed)
+    env.setdefault("map_seed", config.map_seed)
     return Run(validate(replace(config, env=replace(config.env, **env))), directory)
 
 

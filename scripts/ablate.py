@@ -23,7 +23,6 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from internal_rl.config import ConfigError
-from internal_rl.running.cli import one_line_endings
 from internal_rl.running.compose import compose
 from internal_rl.running.names import runs_folder
 from internal_rl.running.published import hydra, unclean
@@ -31,6 +30,7 @@ from internal_rl.training import files
 from internal_rl.training.files import FileError
 from internal_rl.training.jobs import Job, JobsFailedError, run_on_cores
 from internal_rl.training.metrics import geometric_mean
+from internal_rl.training.stopping import one_line_endings
 
 ROOT = Path(__file__).resolve().parent.parent
 Rows = dict[str, list[str]]

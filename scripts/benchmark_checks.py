@@ -30,7 +30,6 @@ from internal_rl import stages
 from internal_rl.config import Config
 from internal_rl.data.batches import training_batches
 from internal_rl.run import Run
-from internal_rl.running.cli import one_line_endings
 from internal_rl.running.compose import compose
 from internal_rl.running.pipeline import run_stages
 from internal_rl.running.start import open_run
@@ -39,6 +38,7 @@ from internal_rl.trained import fresh_base, fresh_metacontroller
 from internal_rl.training import checkpoint, files, lock, loop
 from internal_rl.training.loop import init_state, make_update
 from internal_rl.training.optimiser import make_optimiser
+from internal_rl.training.stopping import one_line_endings
 
 # What a run would do without any of it is left: writing and reading themselves.
 CLOCKED: tuple[tuple[ModuleType | type, str], ...] = (

@@ -15,7 +15,7 @@ import argparse
 from internal_rl import streams
 from internal_rl.config import ConfigError
 from internal_rl.run import load_run
-from internal_rl.running.cli import one_line_endings
+from internal_rl.training.stopping import one_line_endings
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from internal_rl.report.page import write_report
 from internal_rl.report.text import print_utf8, readable
-from internal_rl.running.cli import one_line_endings
 from internal_rl.training import files
+from internal_rl.training.stopping import one_line_endings
 
 
 def main() -> None:

@@ -3,12 +3,11 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 from internal_rl import runtime
-from internal_rl.config import Config, RunError
+from internal_rl.config import Config
 from internal_rl.running import names
 from internal_rl.running.compose import CONF, compose, one_line, register, sweep
 from internal_rl.training import stopping
@@ -30,26 +29,13 @@ def hydra_main(work: Work) -> None:
     """
     words = sys.argv[1:]
     overrides = [word for word in words if word not in ("--multirun", "-m")]
-    with one_line_endings():
+    with stopping.one_line_endings():
         if any(word.startswith("-") or _is_hydras(word) for word in overrides):
             _run_by_hydra(work)
         elif len(overrides) < len(words):
             _run_each(work, sweep(overrides))
         else:
             _run(work, compose(overrides))
-
-
-@contextmanager
-def one_line_endings() -> Iterator[None]:
-    """Errors that a user can mend, and stops, become one line and an exit status.
-
-    From here on SIGTERM and SIGUSR1 are stops.
-    """
-    stopping.end_at_signals()
-    try:
-        yield
-    except (RunError, OSError, stopping.Interrupted, KeyboardInterrupt) as ending:
-        sys.exit(stopping.say(ending))
 
 
 def _run(work: Work, config: Config, *, in_sweep: bool = False) -> None:

@@ -14,7 +14,6 @@ from internal_rl.report.page import write_report
 from internal_rl.report.record import record_episode
 from internal_rl.report.summary import summarise
 from internal_rl.run import Result, Run
-from internal_rl.stages import reinforce
 from internal_rl.trained import ALGORITHMS
 from internal_rl.training import files
 from internal_rl.training.lock import owned
@@ -29,8 +28,6 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
     """
     chosen = stages.names() if chosen is None else chosen
     check_order(run, chosen)
-    if "reinforce" in chosen and run.result("reinforce") is None:
-        reinforce.check_workers(run)
     print(f"run directory: {run.directory}", flush=True)
     with owned(run.directory), run.tracker() as tracker:
         for name in chosen:
@@ -44,11 +41,15 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
 
 
 def check_order(run: Run, chosen: tuple[str, ...]) -> None:
-    """Raises ConfigError if a stage needs another that neither comes before it nor has finished."""
+    """Raises ConfigError if a stage cannot work.
+
+    That is: it says so itself, or needs another that neither comes before it nor has finished.
+    """
     known = stages.declared()
     for position, name in enumerate(chosen):
         if name == "report" or run.result(name) is not None:
             continue
+        known[name].check(run)
         for needed in known[name].needs:
             enabled = known[needed].enabled(run.config)
             if enabled and needed not in chosen[:position] and run.result(needed) is None:

@@ -9,26 +9,21 @@ runtime.setup()
 
 import sys  # noqa: E402
 
-from internal_rl.config import RunError  # noqa: E402
 from internal_rl.run import load_run  # noqa: E402
 from internal_rl.stages import reinforce  # noqa: E402
-from internal_rl.training import stopping  # noqa: E402
+from internal_rl.training.stopping import one_line_endings  # noqa: E402
 
 
-def main(directory: str, algorithm: str, rl_seed: str) -> int:
-    """Train and test one seed; returns the exit status, as that of any script."""
-    try:
-        stopping.end_at_signals()
+def main(directory: str, algorithm: str, rl_seed: str) -> None:
+    """Train and test one seed."""
+    with one_line_endings():
         run = load_run(directory)
         seed = int(rl_seed)
         runtime.use_matmul_precision(run.config.matmul_precision)
         with run.tracker(seed=seed) as tracker:
             result = reinforce.run_seed(run, tracker, algorithm, seed)  # type: ignore[arg-type]
         run.finish(f"{algorithm}_{seed}", result)
-    except (RunError, stopping.Interrupted, KeyboardInterrupt, OSError) as ending:
-        return stopping.say(ending)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

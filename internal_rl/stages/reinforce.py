@@ -400,7 +400,7 @@ def _run_workers(run: Run, missing: Mapping[Algorithm, list[int]]) -> None:
     )
 
 
-STAGE = Stage(name="reinforce", run=run, needs=("discover", "propose"))
+STAGE = Stage(name="reinforce", run=run, needs=("discover", "propose"), check=check_workers)
 # Raw-action RL does not read the metacontroller: `reuse` takes it over by itself.
 RAW_RL = Stage(
     name="raw_rl",

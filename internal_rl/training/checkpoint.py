@@ -99,7 +99,7 @@ def save(
         shutil.rmtree(path / folder, ignore_errors=True)
         if isinstance(error, TypeError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = files.first_line(error)
         raise CheckpointError(
             f"{path} cannot be written ({reason}); what was saved there before is whole. Remedy: "
             "make room, and run the same command to continue"
@@ -175,7 +175,7 @@ def _read(
         try:
             arrays |= ocp.load(str(folder), abstract)
         except Exception as error:  # of older versions, which have no hashes
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = files.first_line(error)
             raise _damaged(path, reason) from error
 
     leaves = [arrays[name].astype(dtype, copy=False) for name, (_, dtype) in needed.items()]

@@ -35,6 +35,11 @@ def expand(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
+def first_line(error: Exception) -> str:
+    """An error of another library, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 # --- writing ----------------------------------------------------------------------------------
 
 
@@ -96,11 +101,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 # --- reading ----------------------------------------------------------------------------------
-
-
-def from_json(text: str) -> Any:
-    """What `to_json` has written; raises ValueError for anything that is no JSON."""
-    return _restored(json.loads(text))
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from internal_rl import runtime
@@ -45,11 +45,11 @@ class Job:
 
 @dataclass
 class _Running:
-    """A job that runs. core: the one it is pinned to, as an open lock file; None: to none."""
+    """A job that runs. reserved: the open lock file of its core; None: it has none."""
 
     job: Job
     process: "subprocess.Popen[bytes]"
-    core: int | None = field(default=None)
+    reserved: int | None
 
 
 def cores() -> list[int]:
@@ -173,6 +173,5 @@ def _reserve_core() -> tuple[int | None, int | None]:
 
 
 def _give_back(running: _Running) -> None:
-    if running.core is not None:
-        os.close(running.core)
-        running.core = None
+    if running.reserved is not None:
+        os.close(running.reserved)

@@ -6,7 +6,7 @@ Gradient steps, which most stages take in it, are here, too.
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +234,11 @@ class _Sound:
     saved: the step of the last checkpoint.
     """
 
+    # Where the settings of a stage's optimiser are not those that its name says.
+    OPTIM: ClassVar = {
+        **dict.fromkeys(("internal_rl", "raw_rl"), "reinforce.optim"),
+        **dict.fromkeys(("propose_kept", "propose_supported"), "propose.keep_optim"),
+    }
     ENDLESS = 100  # steps left out in a row after which none is expected to be any better
 
     def __init__(self, stage: str, keeping: Keeping, saved: int, skipped: jax.Array):
@@ -266,8 +271,7 @@ class _Sound:
 
     def _diagnosis(self, done: int, bad: Mapping[str, float], endless: bool) -> str:
         stage = self.stage.split()[0]
-        part = {"internal_rl": "reinforce", "raw_rl": "reinforce"}.get(stage, stage)
-        optim = f"{'propose' if part.startswith('propose') else part}.optim"
+        optim = self.OPTIM.get(stage, f"{stage}.optim")
         rate = self.settings.get(f"{optim}.learning_rate")
         clip = self.settings.get(f"{optim}.clip")
         shown = ", ".join(f"{name} {value}" for name, value in sorted(bad.items()))

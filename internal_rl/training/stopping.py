@@ -94,6 +94,19 @@ def say(ending: BaseException) -> int:
 
 
 @contextmanager
+def one_line_endings() -> Iterator[None]:
+    """Errors that a user can mend, and stops, become one line and an exit status.
+
+    From here on SIGTERM and SIGUSR1 are stops.
+    """
+    end_at_signals()
+    try:
+        yield
+    except (RunError, OSError, Interrupted, KeyboardInterrupt) as ending:
+        sys.exit(say(ending))
+
+
+@contextmanager
 def stop_flag() -> Iterator[StopFlag]:
     """Turns the signals, Ctrl-C and the time limit into a flag while it is open.
 

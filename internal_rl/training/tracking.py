@@ -230,7 +230,8 @@ class Tracker:
             send(self._run)
         except Exception as error:  # noqa: BLE001  many kinds, and none is worth a training
             _log.warning(
-                "W&B failed and is off from here on; metrics.jsonl goes on (%s)", _first_line(error)
+                "W&B failed and is off from here on; metrics.jsonl goes on (%s)",
+                files.first_line(error),
             )
             self._run = None
 
@@ -480,7 +481,7 @@ def _start_wandb(run_dir: Path, mode: str, options: dict[str, Any]) -> "Run | No
         except Exception as error:  # noqa: BLE001  no key, no network, a broken installation
             last = attempt == attempts[-1]
             remedy = "logging to metrics.jsonl only" if last else "logging offline"
-            _log.warning("W&B %s did not start, %s (%s)", attempt, remedy, _first_line(error))
+            _log.warning("W&B %s did not start, %s (%s)", attempt, remedy, files.first_line(error))
     return None
 
 
@@ -588,7 +589,3 @@ def _has_wandb_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, ValueError, netrc.NetrcParseError):
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
