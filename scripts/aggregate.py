@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from internal_rl.measures.legs import geometric_mean
 from internal_rl.report.findings import SOLVED
 from internal_rl.report.text import print_utf8, readable
 from internal_rl.running import published
 from internal_rl.training import files
 from internal_rl.training.files import FileError
-from internal_rl.training.metrics import geometric_mean
 
 Summary = dict[str, Any]  # summary.json of a run
 

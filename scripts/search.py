@@ -22,13 +22,13 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from internal_rl.config import ConfigError
+from internal_rl.measures.legs import geometric_mean, measured_legs
 from internal_rl.running.compose import compose
 from internal_rl.running.names import runs_folder
 from internal_rl.running.published import hydra
 from internal_rl.training import files
 from internal_rl.training.files import FileError
 from internal_rl.training.jobs import Job, JobsFailedError, run_on_cores
-from internal_rl.training.metrics import geometric_mean, measured_legs
 from internal_rl.training.stopping import one_line_endings
 
 ROOT = Path(__file__).resolve().parent.parent

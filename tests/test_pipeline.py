@@ -94,6 +94,10 @@ def test_summary_has_every_promised_key(run_dir):
     held, redrawn = (summary["discovery"][f"{key}_transitions"] for key in ("unseen", "redrawn"))
     assert all(held[source][leg] <= redrawn[source][leg] for source in held for leg in legs)
     assert held["base"] == redrawn["base"]
+    product = {source: np.prod([*rates.values()]) for source, rates in redrawn.items()}
+    assert summary["discovery"]["task_chance"] == pytest.approx(product)
+    (line,) = read_metrics(run_dir, "transitions")
+    assert line["expected_successes"] == pytest.approx(256 * product["start"])
     trials = summary["discovery"]["transition_trials"]["start"]
     assert 0 < trials["0>1"] < trials["start>0"]
     untrained = summary["discovery"]["untrained"]

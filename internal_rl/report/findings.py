@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from internal_rl.config import RunError
+from internal_rl.measures.legs import ENOUGH, Outlook, outlook
 from internal_rl.report.figures import (
     ALGORITHMS,
     Curves,
@@ -89,12 +90,9 @@ def _config(run_dir: Path) -> Summary:
     """The settings of the run: without them a directory is none."""
     path = run_dir / "config.json"
     remedy = "restore it from a copy"
-    try:
-        if not path.exists():
-            raise NotARunError(f"{run_dir} is not a run directory: no config.json in it")
-        config = files.read_json(path, remedy)
-    except OSError as error:
-        raise FileError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    if not path.exists():
+        raise NotARunError(f"{run_dir} is not a run directory: no config.json in it")
+    config = files.read_json(path, remedy)
     if not isinstance(config.get("env"), dict):
         raise FileError(f"{path} is damaged: it holds no settings; {remedy}")
     return config
@@ -130,7 +128,7 @@ def _damage(path: Path, run_dir: Path) -> str | None:
     """What is wrong with a JSON file of the run, None if nothing."""
     try:
         files.read_json(path, "")
-    except (FileError, OSError) as error:
+    except FileError as error:
         return _what_is_wrong(error, run_dir)
     return None
 
@@ -229,6 +227,11 @@ def cards(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yardstick = f"base {alone}; z is in use if clearly worse, above {bar}"
         yield number(found["nll_permuted"]), "NLL under permuted z", yardstick
 
+    # RL: how many successes there are to learn from before anything is learned.
+    if (expected := _outlook(record)) is not None:
+        yardstick = f"below {ENOUGH:.0f} an RL seed may never start"
+        yield f"{expected.expected:.3g}", "successes expected before RL learns", yardstick
+
     # Supervised controllers: whether the residual stream can be steered at all.
     if supervised.get("success") is not None:
         success = number(supervised["success"])
@@ -273,6 +276,25 @@ def untrained(record: RunRecord) -> str:
     successes = f"{found['successes']:,}"
     episodes = f"{found['episodes']:,}"
     return f" Before RL the policy succeeded in {successes} of {episodes} episodes of the task."
+
+
+def _outlook(record: RunRecord) -> Outlook | None:
+    """What RL could expect before it started."""
+    found = record.part("discovery")
+    measured = {
+        "redrawn": found.get("redrawn_transitions") or {},
+        "trials": found.get("transition_trials") or {},
+        "chance": found.get("task_chance") or {},
+        "untrained": found.get("untrained"),
+    }
+    episodes = record.part("internal_rl").get("episodes")
+    return outlook(measured, episodes) if episodes else None
+
+
+def expectation(record: RunRecord) -> str:
+    """How many first successes the budget of RL held and, where too few, why; as sentences."""
+    expected = _outlook(record)
+    return "" if expected is None else f"{expected.sentence()} {expected.advice()}".strip()
 
 
 def recorded_episode(record: RunRecord) -> str:

@@ -8,11 +8,11 @@ import numpy as np
 
 from internal_rl import stages as registry
 from internal_rl.config import to_dict
+from internal_rl.measures.legs import measured_legs
 from internal_rl.report.figures import Curve, by_seed, drawn_curves, first_reached
 from internal_rl.run import Result, Run
 from internal_rl.trained import ALGORITHMS
 from internal_rl.training.files import FileError
-from internal_rl.training.metrics import measured_legs
 from internal_rl.training.provenance import maker
 from internal_rl.training.tracking import Lines
 
@@ -42,6 +42,7 @@ def summarise(run: Run) -> Result:
             "unseen_transitions": legs.get("held", {}),
             "redrawn_transitions": legs.get("redrawn", {}),
             "transition_trials": legs.get("trials", {}),
+            "task_chance": legs.get("chance", {}),
             "untrained": legs.get("untrained", {}),
         },
         "proposal": found("propose"),

@@ -14,11 +14,12 @@ from jaxtyping import PyTree
 
 from envs.api import Dense, Environment
 from internal_rl.config import Config, DiscoverConfig, PretrainConfig
+from internal_rl.measures.legs import legs_of
 from internal_rl.models.policy import LatentPolicy
 from internal_rl.models.proposal import Proposal
 from internal_rl.run import make_env
 from internal_rl.stages.reinforce import MICRO_BATCH
-from internal_rl.stages.transitions import legs_of, untrained_episodes
+from internal_rl.stages.transitions import untrained_episodes
 from internal_rl.trained import fresh_base, fresh_metacontroller, fresh_policy
 
 FORWARD_BACKWARD = 3  # a training step costs about three forward passes

@@ -20,6 +20,7 @@ from envs import registry
 from envs.api import Environment
 from internal_rl import streams
 from internal_rl.config import Config, ConfigError
+from internal_rl.measures.legs import measured_legs, outlook
 from internal_rl.models.model import Params
 from internal_rl.objectives import (
     Surrogate,
@@ -345,6 +346,22 @@ def check_workers(run: Run) -> None:
         )
 
 
+def foretell(run: Run, tracker: Tracker) -> None:
+    """Say and log how many first successes RL's budget holds, and what to change if too few."""
+    episodes = run.config.reinforce.episodes
+    expected = outlook(measured_legs(run.result("transitions") or {}), episodes)
+    if expected is None:
+        return
+    print(f"internal_rl: {expected.sentence()}", flush=True)
+    if expected.is_poor:
+        print(f"internal_rl: {expected.advice()} See docs/troubleshooting.md.", flush=True)
+    scores = {"expected_successes": expected.expected}
+    if expected.played is not None:
+        scores["played_successes"] = expected.played * episodes
+    tracker.rewind("transitions", -1)  # of an earlier attempt
+    tracker.log("transitions", episodes, scores)
+
+
 def run(run: Run, tracker: Tracker) -> Result:
     """Train every algorithm and seed that has not finished; the results are one file per seed."""
     # What an earlier, interrupted attempt may have left to do.
@@ -356,7 +373,10 @@ def run(run: Run, tracker: Tracker) -> Result:
         for algorithm in ALGORITHMS
     }
 
-    # All seeds of an algorithm in one program, or one process per seed.
+    # What can be expected of them; then all seeds of an algorithm in one program, or one process
+    # per seed.
+    if missing["internal_rl"]:
+        foretell(run, tracker)
     if _in_one_program(run):
         for algorithm, seeds in missing.items():
             if seeds:

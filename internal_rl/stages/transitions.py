@@ -1,11 +1,10 @@
 """Probability of each leg of the post-training task (Fig. A4).
 
-It decides whether internal RL meets a first success. A leg leads from one abstract subgoal to the
-next, the first one from the start. The subgoal before it is reached with the true-goal controllers,
-then latents take over. Two numbers per leg: `held`, one latent steers to the end of the leg and the
-switch never asks for another; `redrawn`, every opening of the switch draws another one from the
-same source, as the untrained policy does. Beside them stands how often that policy completes the
-whole task.
+It decides whether internal RL meets a first success (`measures.legs`). The subgoal before a leg is
+reached with the true-goal controllers, then latents take over. Two numbers per leg: `held`, one
+latent steers to the end of the leg and the switch never asks for another; `redrawn`, every opening
+of the switch draws another one from the same source, as the untrained policy does. Beside them
+stands how often that policy completes the whole task.
 """
 
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from internal_rl.data.chunks import in_chunks
 from internal_rl.data.dataset import DatasetError
 from internal_rl.driver import Driver
 from internal_rl.internal_env import ControlledEnv, ControlledState
+from internal_rl.measures.legs import Leg, chance, leg_name, legs_of
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD, Metacontroller
 from internal_rl.models.model import Model
@@ -44,13 +44,6 @@ Steering = Literal["nothing", "codes", "components"]
 UNTRAINED = 65_536
 HOST_UNTRAINED = 4_096
 REDRAWS = 8  # latents kept ready per trial; after that many openings the first one comes again
-
-
-class Leg(NamedTuple):
-    """From the subgoal `before` (None: the start of an episode) to `goal`."""
-
-    before: int | None
-    goal: int
 
 
 class Latents(NamedTuple):
@@ -132,25 +125,6 @@ class _Trial:
     latent: jax.Array
     renew: jax.Array
     held: jax.Array
-
-
-def legs_of(tasks: TaskSet, post_tasks: TaskSet) -> list[Leg]:
-    """The legs of the post-training tasks that matter for a first success.
-
-    These are the first one and those that the pretraining tasks never show; [] if they show all of
-    them, or where the tasks break the subgoals.
-    """
-    unseen = post_tasks.subgoal_transitions & ~tasks.subgoal_transitions
-    if post_tasks.breaks_subgoals or not unseen.any():
-        return []
-    first = [Leg(None, int(goal)) for goal in post_tasks.first_subgoals]
-    return first + [Leg(int(before), int(goal)) for before, goal in np.argwhere(unseen)]
-
-
-def leg_name(tasks: TaskSet, leg: Leg) -> str:
-    """A leg as results name it: "start>0", "0>1" or, for pairs, "0-1>2-3"."""
-    before = "start" if leg.before is None else tasks.name(leg.before)
-    return f"{before}>{tasks.name(leg.goal)}"
 
 
 def _colours(tasks: TaskSet, leg: Leg) -> tuple[int, ...]:
@@ -265,9 +239,10 @@ def run(run: Run, tracker: Tracker) -> Result:
     start: what the latent policy starts from.
     expert: with a proposal, the component that held-out labels name for the wanted subgoal.
 
-    Returns held and redrawn, {source: {leg: rate}}, trials, {source: {leg: how many}}, and
-    untrained, {"episodes", "successes"}. A leg whose first subgoal was never reached is left out.
-    The rates are {} where the switch is always open, or the post-training task has no unseen
+    Returns held and redrawn, {source: {leg: rate}}, trials, {source: {leg: how many}}, chance,
+    {source: of the whole task by its redrawn rates}, and untrained, {"episodes", "successes"}. A
+    leg whose first subgoal was never reached is left out, and so is the chance then. All but
+    untrained are {} where the switch is always open, or the post-training task has no unseen
     transition. A co-trained base model is steered to the first subgoal by the controllers of the
     pretrained one; "base" is the pretrained one.
     """
@@ -287,17 +262,17 @@ STAGE = Stage(
         "env.post_tasks",
         "env.horizon",
     ),
-    current=lambda result: "held" in result,
+    current=lambda result: "chance" in result,
 )
 
 
-def _rates(run: Run) -> dict[str, dict[str, dict[str, float]]]:
-    """held, redrawn and trials of `run`."""
+def _rates(run: Run) -> dict[str, dict[str, Any]]:
+    """held, redrawn, trials and chance of `run`."""
     config = run.config
     tasks = run.env.tasks
     legs = legs_of(tasks, run.post_env.tasks)
     if not legs or config.metacontroller.force_switch:
-        return {"held": {}, "redrawn": {}, "trials": {}}
+        return {"held": {}, "redrawn": {}, "trials": {}, "chance": {}}
 
     # A world whose tasks are the legs alone.
     names = ["-".join(map(str, _colours(tasks, leg))) for leg in legs]
@@ -328,7 +303,7 @@ def _rates(run: Run) -> dict[str, dict[str, dict[str, float]]]:
     pretrained = models._replace(base=trained.base()) if config.discover.cotrain else models
 
     # Rates are among the trials that reached the subgoal before the leg.
-    result: dict[str, dict[str, dict[str, float]]] = {"held": {}, "redrawn": {}, "trials": {}}
+    result: dict[str, dict[str, Any]] = {"held": {}, "redrawn": {}, "trials": {}, "chance": {}}
     player = cache(lambda steering: make_player(env, steering, config.reinforce.batch_size))
     for source, (steering, latents) in _sources(run, goal, fitted).items():
         chosen_models = pretrained if source == "base" else models
@@ -341,6 +316,11 @@ def _rates(run: Run) -> dict[str, dict[str, dict[str, float]]]:
             result["trials"].setdefault(source, {})[name] = int(chosen.sum())
             result["held"].setdefault(source, {})[name] = float(held[chosen].mean())
             result["redrawn"].setdefault(source, {})[name] = float(made[chosen].mean())
+
+        # What they come to for the whole task.
+        whole = chance(run.post_env.tasks, legs, result["redrawn"].get(source, {}))
+        if whole is not None:
+            result["chance"][source] = whole
     return result
 
 

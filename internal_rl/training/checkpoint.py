@@ -44,8 +44,9 @@ FILE_BYTES = 8 * 2**20
 
 _Spec = tuple[tuple[int, ...], str]  # shape, dtype name
 
-# Orbax reports every file it writes at INFO, which a logging setup such as Hydra's would print.
-logging.getLogger("absl").setLevel(logging.WARNING)
+# Orbax reports every file it writes at INFO, which a logging setup such as Hydra's would print, and
+# an error that it raises at ERROR as well, with the traceback of a thread.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class CheckpointError(FileError):

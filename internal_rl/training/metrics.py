@@ -1,9 +1,4 @@
-"""The one list of metric names, their x-axes and meanings; and what several of them come to."""
-
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+"""The one list of metric names, their x-axes and meanings."""
 
 _ENDINGS = {  # of the ant
     f"ending_{name}": f"share of the episodes that ended so: {name}"
@@ -153,36 +148,16 @@ METRICS: dict[str, tuple[str, str]] = {
             "steps_per_second": "gradient steps per second of wall time",
         }.items()
     },
+    "transitions/expected_successes": (
+        "episodes",
+        "successes that the budget of an RL seed holds on average before anything is learned: the "
+        "product of the rates of the task's legs, times episodes",
+    ),
+    "transitions/played_successes": (
+        "episodes",
+        "the same by the untrained policy's share of successes",
+    ),
     **{f"expert/{name}": ("control_steps", meaning) for name, meaning in _EXPERT_METRICS.items()},
     **{f"internal_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
     **{f"raw_rl/{name}": ("episodes", meaning) for name, meaning in _RL_METRICS.items()},
 }
-
-
-def measured_legs(result: Mapping[str, Any]) -> dict[str, Any]:
-    """held, redrawn, trials and untrained of a result of the stage transitions.
-
-    Older results hold the held rates alone.
-    """
-    if not result:
-        return {}
-    names = ("held", "redrawn", "trials", "untrained")
-    if "held" in result:
-        return {name: result[name] for name in names}
-    other = ("seconds", "made_by")
-    held = {source: rates for source, rates in result.items() if source not in other}
-    return {"held": held, "redrawn": {}, "trials": {}, "untrained": {}}
-
-
-def is_first_leg(name: str) -> bool:
-    """Whether a leg "from>to" begins where the episode does: pretraining shows it."""
-    return name.startswith("start>")
-
-
-def geometric_mean(rates: Mapping[str, float]) -> float:
-    """Geometric mean of the probabilities of unseen transitions; NaN of none.
-
-    The first leg is left out, and zero counts as 1e-4.
-    """
-    unseen = [rate for name, rate in rates.items() if not is_first_leg(name)]
-    return float(np.exp(np.log(np.maximum(unseen, 1e-4)).mean())) if unseen else float("nan")

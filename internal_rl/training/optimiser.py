@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import optax.contrib
 from jaxtyping import PyTree
 
 from internal_rl.config import OptimConfig
+from internal_rl.objectives import global_norm
 
 
 def make_optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformation:
@@ -47,7 +49,35 @@ def make_optimiser(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
     # Gradients are clipped by their norm over all groups.
     clip = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
-    return optax.apply_if_finite(optax.chain(*clip, optimiser), max_consecutive_errors=2**31 - 1)
+    return leave_out_not_finite(optax.chain(*clip, optimiser))
+
+
+def leave_out_not_finite(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optimiser`, but a step whose gradient has no finite norm changes nothing and is counted.
+
+    `optax.apply_if_finite` does the same by a branch, which XLA cannot fuse with the rest of a
+    step; this one selects, by a norm that the step computes anyway.
+    """
+
+    def init(params: PyTree) -> optax.ApplyIfFiniteState:
+        none = jnp.zeros((), jnp.int32)
+        return optax.ApplyIfFiniteState(none, jnp.bool_(True), none, optimiser.init(params))
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.ApplyIfFiniteState]:
+        finite = jnp.isfinite(global_norm(updates))
+        updates, inner = optimiser.update(updates, state.inner_state, params)
+        select = partial(jax.tree.map, partial(jnp.where, finite))
+        counted = optax.ApplyIfFiniteState(
+            notfinite_count=jnp.where(finite, 0, state.notfinite_count + 1),
+            last_finite=finite,
+            total_notfinite=state.total_notfinite + ~finite,
+            inner_state=select(inner, state.inner_state),
+        )
+        return select(updates, jax.tree.map(jnp.zeros_like, updates)), counted
+
+    return optax.GradientTransformation(init, update)
 
 
 def left_out(state: PyTree) -> jax.Array:

@@ -8,10 +8,10 @@ from envs.gridworld import GridWorld
 from internal_rl.config import Config
 from internal_rl.data.expert_episodes import make_expert, make_generator
 from internal_rl.measures.codes import segment_codes
+from internal_rl.measures.legs import leg_name, legs_of
 from internal_rl.measures.switching import subgoal_changes, switching_scores
 from internal_rl.run import make_env
 from internal_rl.running.compose import compose
-from internal_rl.stages.transitions import leg_name, legs_of
 
 
 @pytest.fixture(scope="module")

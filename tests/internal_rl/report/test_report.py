@@ -87,8 +87,13 @@ def fake_summary() -> dict[str, Any]:
             "redrawn_transitions": {
                 "prior": shares(0.2, 0.05, 0.1, 0.04),
                 "base": shares(0.12, 0.002, 0.0, 0.004),
+                "same_code": shares(0.9, 0.85, 0.91, 0.3),
+                "start": shares(0.2, 0.05, 0.1, 0.004),
             },
-            "transition_trials": {"prior": shares(2000, 1990, 1800, 1700)},
+            "transition_trials": dict.fromkeys(
+                ("prior", "start"), shares(2000, 1990, 1800, 1700)
+            ),
+            "task_chance": {"prior": 4e-5, "start": 4e-6},
             "untrained": {"episodes": 65_536, "successes": 3},
         },
         "internal_rl": {**task, "success": [0.91, 0.942, 0.968], "before": [0.001, 0.0, 0.0]},
@@ -229,13 +234,24 @@ def test_report_holds_the_numbers(run_dir: Path) -> None:
     assert "Left out" not in page
 
 
-def test_report_gives_both_rates_of_every_leg_their_product_and_the_untrained_policys(
+def test_report_gives_the_rates_of_every_leg_of_the_task_and_of_the_untrained_policy(
     run_dir: Path,
 ) -> None:
     page = (run_dir / "report.html").read_text()
     assert "<td>0.100 / 0.200 (2000)</td><td>0.040 / 0.050 (1990)</td>" in page
-    assert "<td>7.2e-06 / 4.0e-05</td>" in page  # .1 x .04 x .06 x .03 and .2 x .05 x .1 x .04
+    assert "<td>4.0e-05</td>" in page  # .2 x .05 x .1 x .04
     assert "Before RL the policy succeeded in 3 of 65,536 episodes of the task." in page
+
+
+def test_report_says_that_the_budget_was_too_small_and_which_leg_is_weak(run_dir: Path) -> None:
+    page = (run_dir / "report.html").read_text()
+    assert "<b>1.33</b><span>successes expected before RL learns</span>" in page  # 331,776 x 4e-6
+    assert (
+        "The weakest leg is 2&gt;3, made in 0.004 of 1,700 trials; codes of its subgoal make "
+        in page
+    )
+    assert "try discover.splice=0.5" in page
+    assert "3 take reinforce.episodes=750000." in page
 
 
 def test_report_loads_nothing_and_runs_nothing(run_dir: Path) -> None:

@@ -460,3 +460,31 @@ def test_a_seed_whose_numbers_are_not_finite_stops_no_other(
     assert run.result("raw_rl_7") is not None
     with pytest.raises(DivergedError, match=r"raw_rl seed 4: .* not finite after step 0 and by"):
         train_stub(stub, tmp_path / "alone", 4)
+
+
+# --- what can be expected ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.5, 1e-3])
+def test_a_run_says_and_logs_how_many_first_successes_it_can_expect(
+    tmp_path: Path, task: Config, capsys: pytest.CaptureFixture, rate: float
+) -> None:
+    """Once, however often it is resumed; with advice where they are too few."""
+    run = Run(task, tmp_path)
+    legs = {"start": {"start>0": rate, "0>1": 0.5}}
+    result = {"redrawn": legs, "trials": {"start": {"start>0": 10, "0>1": 10}}, "held": legs}
+    result |= {"chance": {"start": rate / 2}, "untrained": {"episodes": 100, "successes": 1}}
+    with run.tracker() as tracker:
+        reinforce.foretell(run, tracker)
+        assert capsys.readouterr().out == ""  # not measured
+        run.finish("transitions", result)
+        for _ in range(2):
+            reinforce.foretell(run, tracker)
+    said = capsys.readouterr().out
+    expected = 1536 * rate / 2
+    assert f"1,536 episodes hold {expected:.3g} successes on average" in said
+    assert ("weakest leg is start>0" in said) == (rate < 0.5)
+    assert "docs/troubleshooting.md" in said or rate == 0.5
+    (line,) = read_metrics(tmp_path, "transitions")
+    assert (line["episodes"], line["played_successes"]) == (1536, 15.36)
+    assert line["expected_successes"] == pytest.approx(expected)

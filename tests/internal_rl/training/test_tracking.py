@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 from internal_rl.training import tracking
 from internal_rl.training.files import FileError
 from internal_rl.training.loop import Interrupted
-from internal_rl.training.metrics import geometric_mean
 from internal_rl.training.tracking import (
     METRICS,
     Tracker,
@@ -109,15 +107,6 @@ def test_every_stage_has_one_x_axis() -> None:
     assert {axis for axis, _ in METRICS.values()} == {"step", "episodes", "control_steps"}
     stages = {name.split("/")[0] for name in METRICS}
     assert len({(name.split("/")[0], axis) for name, (axis, _) in METRICS.items()}) == len(stages)
-
-
-def test_geometric_mean_of_rates() -> None:
-    assert geometric_mean({"0>1": 0.0, "1>2": 1.0}) == pytest.approx(0.01)
-    assert geometric_mean({"start>0": 0.5, "0>1": 0.2}) == pytest.approx(
-        0.2
-    )  # pretraining shows the first leg
-    assert math.isnan(geometric_mean({}))
-    assert math.isnan(geometric_mean({"start>0": 0.5}))
 
 
 def test_unknown_metric_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
