@@ -333,6 +333,8 @@ class PolicyConfig:
     initial_std: float = setting(1.0, POSITIVE)
     # factor on the proposal's latents: larger ones steer harder (ours)
     gain: float = setting(1.0, POSITIVE)
+    # factor on the learning rate of the latents' log std (ours)
+    std_rate: float = setting(1.0, POSITIVE)
     # PPO moves the proposal's linear maps, too, not only weights and offsets (ours)
     train_components: bool = False
 
@@ -348,6 +350,8 @@ class ReinforceConfig:
     # gradient steps per pass, each on its share of the episodes
     minibatches: int = setting(1, POSITIVE)
     clip: float = setting(0.2, POSITIVE)  # epsilon, by which PPO clips the probability ratio
+    # successes that are kept, and learned from again in batches with few of their own (ours)
+    replay: int = setting(0, NOT_NEGATIVE)
     max_decisions: int = setting(12, POSITIVE)  # switches per episode that are learned from
     num_seeds: int = setting(3, POSITIVE)  # RL seeds per run (Fig. 8: 30 over all base models)
     test_episodes: int = setting(2_048, POSITIVE)  # episodes that measure success

@@ -308,6 +308,11 @@ class Rollout:
         environment = actor.environment(self.env)
         return rollout(environment, actor.decider(), keys, self.num_slots, self.compact)
 
+    def slots(self, actor: Actor) -> Decisions:
+        """What one episode of the actor is recorded in: shapes [1, N, ...], nothing is played."""
+        key = jax.random.split(jax.random.key(0), 1)
+        return jax.eval_shape(self._first, actor, key).episodes.decisions
+
     def steps(self, actor: Actor, keys: Array) -> Iterator[Carry]:
         """The episodes of these keys, step by step: yields a copy of the state at every step."""
         driver = Driver(self.env, self._act, self._observe, self.env.horizon)

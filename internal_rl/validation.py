@@ -276,6 +276,10 @@ def _reinforce_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"reinforce.minibatches={reinforce.minibatches} must divide reinforce.batch_size={size}",
     )
     yield (
+        reinforce.replay <= size,
+        f"reinforce.replay={reinforce.replay}: a batch has room for reinforce.batch_size={size}",
+    )
+    yield (
         not config.metacontroller.force_switch or reinforce.max_decisions >= config.env.horizon,
         f"reinforce.max_decisions={reinforce.max_decisions}: with metacontroller.force_switch "
         "every step is a decision, and later ones would not be learned from; set it to "

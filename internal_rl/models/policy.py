@@ -75,7 +75,7 @@ class LatentPolicy(nnx.Module):
         # The distribution: [Z], or [K, Z] for the components of a proposal.
         shape = (latent,) if proposal is None else proposal.shape
         self.mlp = MLP((config.width, config.mlp_width, shape[0]), rngs, scale_last=0.01)
-        self.log_std = nnx.Param(jnp.full(shape, jnp.log(config.initial_std)))
+        self.log_std = nnx.Param(jnp.full(shape, jnp.log(config.initial_std) / config.std_rate))
         if proposal is not None:
             self.offset = nnx.Param(jnp.zeros(shape))
 
@@ -83,13 +83,15 @@ class LatentPolicy(nnx.Module):
         self, features: Float[Array, "... W"], observation: Array
     ) -> Gaussian | Mixture:
         output = self.mlp(features)
+        # Adam's steps are as large as its rate, whatever the gradient: a factor is a rate.
+        log_std = self.config.std_rate * self.log_std[...]
         if self.proposal is None:
-            return Gaussian(output, jnp.broadcast_to(self.log_std[...], output.shape))
+            return Gaussian(output, jnp.broadcast_to(log_std, output.shape))
         means = self.proposal.means(observation)
         means = means if self.config.train_components else jax.lax.stop_gradient(means)
         means = self.config.gain * means + self.offset[...]
         logits = self.proposal.log_weight[...] + LOGIT_SCALE * output
-        return Mixture(logits, means, jnp.broadcast_to(self.log_std[...], means.shape))
+        return Mixture(logits, means, jnp.broadcast_to(log_std, means.shape))
 
     def init_memory(self, batch: int, length: int) -> Memory:
         """Memory before the first decision."""

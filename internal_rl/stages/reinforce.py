@@ -31,6 +31,7 @@ from internal_rl.objectives import (
 from internal_rl.rollout import Actor, Decisions, Episodes, Rollout
 from internal_rl.run import Result, Run, Stage
 from internal_rl.trained import ALGORITHMS, Algorithm, seed_key
+from internal_rl.training import replay
 from internal_rl.training.jobs import Job, run_on_cores
 from internal_rl.training.loop import DivergedError, mean_gradient, train
 from internal_rl.training.optimiser import left_out, make_optimiser
@@ -51,11 +52,13 @@ class LearnerState:
     params: of the policy.
     optimiser: its state.
     update: int32, updates done.
+    kept: successes that are learned from again; None where none are.
     """
 
     params: Params
     optimiser: optax.OptState
     update: jax.Array
+    kept: replay.Kept | None = None
 
 
 Updated = tuple[LearnerState, dict[str, jax.Array]]  # with the metrics of the update
@@ -87,7 +90,10 @@ class Learner:
 
     def init(self, params: Params) -> LearnerState:
         """A learner before its first update."""
-        return LearnerState(params, self.optimiser.init(params), jnp.zeros((), jnp.int32))
+        kept = None
+        if size := self.config.reinforce.replay:
+            kept = replay.empty(self.rollout.slots(self.actor.with_policy(params)), size)
+        return LearnerState(params, self.optimiser.init(params), jnp.zeros((), jnp.int32), kept)
 
     def update(self, state: LearnerState, actor: Actor, key: jax.Array) -> Updated:
         """Play a batch and learn from it, in worlds that are compiled."""
@@ -100,14 +106,24 @@ class Learner:
         Where all returns are equal every advantage is exactly zero, hence the gradient, too:
         nothing is computed then.
         """
+        # Kept successes stand for some failures, where the batch has few of its own.
+        batch, kept, weight = episodes, state.kept, None
+        if kept is not None:
+            policy = self.actor.with_policy(state.params).decider()
+            batch, weight = replay.mix(
+                kept, batch, lambda old: policy.unroll(old.input).log_prob(old.action)
+            )
+            kept = replay.keep(kept, episodes)
+
         # Each return against those of the batch (Eq. 10), over the episodes that may be used.
-        returns = episodes.returns
-        usable = episodes.usable
+        returns = batch.returns
+        usable = batch.usable
         advantage = batch_relative_advantage(returns, usable)
+        advantage = advantage if weight is None else weight * advantage
         highest = returns.max(where=usable, initial=-jnp.inf)
         lowest = returns.min(where=usable, initial=jnp.inf)
         informative = highest > lowest
-        decisions = replace(episodes.decisions, mask=episodes.decisions.mask & usable[:, None])
+        decisions = replace(batch.decisions, mask=batch.decisions.mask & usable[:, None])
 
         # A batch in which all fail, or all succeed, leaves the policy as it is.
         def learn(params: Params, optimiser: optax.OptState) -> Learned:
@@ -134,8 +150,8 @@ class Learner:
         }
         if self.algorithm == "internal_rl":  # a mixture is wider than its components
             name = "component_std" if self.config.propose.components else "policy_std"
-            metrics[name] = jnp.exp(params["log_std"]).mean()
-        return LearnerState(params, optimiser, state.update + 1), metrics
+            metrics[name] = jnp.exp(self.config.policy.std_rate * params["log_std"]).mean()
+        return LearnerState(params, optimiser, state.update + 1, kept), metrics
 
     def _learn(
         self,

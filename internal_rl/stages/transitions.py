@@ -1,10 +1,11 @@
 """Probability of each leg of the post-training task (Fig. A4).
 
 It decides whether internal RL meets a first success (`measures.legs`). The subgoal before a leg is
-reached with the true-goal controllers, then latents take over. Two numbers per leg: `held`, one
-latent steers to the end of the leg and the switch never asks for another; `redrawn`, every opening
-of the switch draws another one from the same source, as the untrained policy does. Beside them
-stands how often that policy completes the whole task.
+reached with the true-goal controllers; then a code of that subgoal is in force until the switch
+opens, which draws the first latent. Two numbers per leg: `held`, that latent steers to the end of
+the leg and the switch never asks for another; `redrawn`, every opening of the switch draws another
+one from the same source, as the untrained policy does. Beside them stands how often that policy
+completes the whole task.
 """
 
 from collections.abc import Callable
@@ -51,10 +52,12 @@ class Latents(NamedTuple):
 
     codes: [B, K, Z].
     component: int [B, K], of the proposal, whose latent is added to the codes.
+    before: [B, Z], the code in force where the leg begins, one of the subgoal before it.
     """
 
     codes: Any
     component: Any
+    before: Any
 
 
 class Models(NamedTuple):
@@ -154,7 +157,6 @@ def make_player(env: Environment, steering: Steering, chunk: int) -> Player:
         metacontroller = models.metacontroller.module()
         episodes = len(prefix)
         reset_keys, act_keys = split_keys(keys)
-        no = jnp.zeros(episodes, bool)
         return _Trial(
             controlled=world(models, metacontroller).reset(reset_keys),
             history=metacontroller.init_history(episodes),
@@ -163,9 +165,9 @@ def make_player(env: Environment, steering: Steering, chunk: int) -> Player:
             component=latents.component,
             prefix=prefix,
             drawn=jnp.zeros(episodes, jnp.int32),
-            latent=jnp.zeros_like(latents.codes[:, 0]),
-            renew=no,
-            held=~no,
+            latent=latents.before,
+            renew=prefix == 0,  # at the first step of an episode the switch is open
+            held=jnp.ones(episodes, bool),
         )
 
     def act(models: Models, trial: _Trial, t: jax.Array) -> tuple[_Trial, Any, jax.Array]:
@@ -173,9 +175,9 @@ def make_player(env: Environment, steering: Steering, chunk: int) -> Player:
         state = trial.controlled
         pinpad = state.env.pinpad
 
-        # The latents take over where the leg begins, and once more wherever the switch has opened.
+        # From the beginning of the leg on every opening of the switch draws another latent.
         released = pinpad.index >= trial.prefix
-        take = released & ((trial.drawn == 0) | trial.renew)
+        take = released & trial.renew
         slot = (trial.drawn % REDRAWS)[:, None]
         drawn = jnp.take_along_axis(trial.latents, slot[..., None], 1)[:, 0]
         if steering == "components":
@@ -204,8 +206,10 @@ def make_player(env: Environment, steering: Steering, chunk: int) -> Player:
         controlled_env = world(models, metacontroller)
         after = controlled_env.observe(trial.controlled, env_state, timestep, t)
         beta = metacontroller.switch(after.e, trial.history, trial.latent)
-        opened = (trial.drawn > 0) & (beta >= SWITCH_THRESHOLD) & ~timestep.done
-        return replace(trial, controlled=after, renew=opened, held=trial.held & ~opened)
+        begun = jax.vmap(lambda state: state.pinpad.index)(env_state) >= trial.prefix
+        opened = begun & (beta >= SWITCH_THRESHOLD) & ~timestep.done
+        held = trial.held & ~(opened & (trial.drawn > 0))
+        return replace(trial, controlled=after, renew=opened, held=held)
 
     # The task of a trial ends with its leg: once all of it is visited the leg is made.
     driver = Driver(env, act, observe, env.horizon, compact=True)
@@ -286,6 +290,7 @@ def _rates(run: Run) -> dict[str, dict[str, Any]]:
     asked = [tuple(c for c in task if c >= 0) for task in starts.pinpad.task.tolist()]
     leg = np.array([leg_of[colours] for colours in asked])
     goal = np.array([each.goal for each in legs])[leg]
+    before = np.array([-1 if each.before is None else each.before for each in legs])[leg]
     prefixes = [0 if each.before is None else len(tasks.subgoals[each.before]) for each in legs]
     prefix = np.array(prefixes, np.int32)[leg]
 
@@ -305,7 +310,7 @@ def _rates(run: Run) -> dict[str, dict[str, Any]]:
     # Rates are among the trials that reached the subgoal before the leg.
     result: dict[str, dict[str, Any]] = {"held": {}, "redrawn": {}, "trials": {}, "chance": {}}
     player = cache(lambda steering: make_player(env, steering, config.reinforce.batch_size))
-    for source, (steering, latents) in _sources(run, goal, fitted).items():
+    for source, (steering, latents) in _sources(run, before, goal, fitted).items():
         chosen_models = pretrained if source == "base" else models
         reached, made, held = player(steering)(chosen_models, latents, prefix, keys)
         for number, each in enumerate(legs):
@@ -325,10 +330,11 @@ def _rates(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _sources(
-    run: Run, goal: np.ndarray, proposal: Model[Proposal] | None
+    run: Run, before: np.ndarray, goal: np.ndarray, proposal: Model[Proposal] | None
 ) -> dict[Source, tuple[Steering, Latents]]:
-    """What each source draws for trials with these goals [B].
+    """What each source draws for trials of legs between these subgoals [B].
 
+    before: -1 at the start of an episode.
     proposal: as it was fitted, without RL's gain.
     """
     # The codes of held-out episodes that discovery has left, with their true subgoals.
@@ -351,26 +357,31 @@ def _sources(
     prior = rng.normal(size=(*shape, bank.shape[1])).astype(np.float32)
     nobody = np.zeros(shape, int)
 
-    def codes_of_goals(usable: np.ndarray) -> np.ndarray:
-        """Codes of each trial's goal, from the `usable` ones of the bank; zeros where none is."""
-        codes = np.zeros_like(prior)
-        for subgoal in np.unique(goal):
+    def codes_of(subgoals: np.ndarray, usable: np.ndarray, draws: int) -> np.ndarray:
+        """Codes [B, draws, Z] of these subgoals [B], from the `usable` ones of the bank.
+
+        Zeros where there is none.
+        """
+        codes = np.zeros((len(subgoals), draws, bank.shape[1]), np.float32)
+        for subgoal in np.unique(subgoals):
             pool = np.flatnonzero(usable & (bank_subgoal == subgoal))
             if len(pool):
-                rows = goal == subgoal
-                codes[rows] = bank[rng.choice(pool, (int(rows.sum()), REDRAWS))]
+                rows = subgoals == subgoal
+                codes[rows] = bank[rng.choice(pool, (int(rows.sum()), draws))]
         return codes
 
     # Without a proposal the latent policy starts from a wider or narrower prior, else from its
     # components, drawn by weight.
     every = np.ones_like(bank_first)
-    first = config.policy.gain * codes_of_goals(bank_first)
-    start = Latents(config.policy.initial_std * prior, nobody)
+    same = codes_of(goal, every, REDRAWS)
+    first = config.policy.gain * codes_of(goal, bank_first, REDRAWS)
+    of_before = codes_of(before, every, 1)[:, 0]
+    start = Latents(config.policy.initial_std * prior, nobody, of_before)
     sources: dict[Source, tuple[Steering, Latents]] = {
-        "base": ("nothing", Latents(prior, nobody)),
-        "prior": ("codes", Latents(prior, nobody)),
-        "same_code": ("codes", Latents(codes_of_goals(every), nobody)),
-        "first_code": ("codes", Latents(first, nobody)),
+        "base": ("nothing", start),
+        "prior": ("codes", start._replace(codes=prior)),
+        "same_code": ("codes", start._replace(codes=same)),
+        "first_code": ("codes", start._replace(codes=first)),
         "start": ("codes", start),
     }
     if proposal is not None:
@@ -378,7 +389,7 @@ def _sources(
         drawn = rng.choice(len(weight), shape, p=weight / weight.sum())
         named = np.repeat(run.models.matches().argmax(0)[goal][:, None], REDRAWS, 1)
         sources["start"] = ("components", start._replace(component=drawn))
-        sources["expert"] = ("components", Latents(np.zeros_like(prior), named))
+        sources["expert"] = ("components", Latents(np.zeros_like(prior), named, of_before))
     return sources
 
 

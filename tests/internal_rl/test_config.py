@@ -101,6 +101,10 @@ def test_wrong_type_is_refused_with_its_path():
             ["reinforce.minibatches=3", "reinforce.batch_size=1024"],
             r"must divide reinforce\.batch_size=1024",
         ),
+        (
+            ["reinforce.replay=2048", "reinforce.batch_size=1024"],
+            r"reinforce\.replay=2048: a batch has room for reinforce\.batch_size=1024",
+        ),
         (["discover.steps=0"], r"discover\.steps=0 must be positive"),
         (["discover.splice=2"], r"discover\.splice=2\.0 is a share"),
         (

@@ -295,6 +295,40 @@ def test_equal_returns_leave_everything_exactly_as_it_was(
     jax.tree.map(np.testing.assert_array_equal, after.replace(update=0), state.replace(update=0))
 
 
+def test_a_kept_success_is_learned_from_in_a_batch_without_any(
+    task: Config, internal: tuple[Learner, Callable], fresh: Params
+) -> None:
+    """And makes what was decided then more likely; without it such a batch teaches nothing."""
+    plain, _ = internal
+    config = replace(task, reinforce=replace(task.reinforce, replay=8))
+    learner = Learner(config, plain.env, "internal_rl", plain.actor, plain.rollout)
+    episodes = plain.rollout(plain.actor.with_policy(fresh), jax.random.key(1), 128)
+    won = jnp.flatnonzero(episodes.success)[0]
+
+    def only(success: jax.Array) -> Any:
+        return replace(episodes, success=success, returns=success.astype(jnp.float32))
+
+    lone, none = only(jnp.arange(128) == won), only(jnp.zeros(128, bool))
+    learn = jax.jit(learner.learn)
+    state, _ = learn(learner.init(fresh), none)
+    jax.tree.map(np.testing.assert_array_equal, state.params, fresh)
+    first, _ = learn(state, lone)
+    second, metrics = learn(first, none)
+    assert (int(second.kept.count), float(metrics["success"])) == (1, 0.0)
+
+    def log_prob(params: Params) -> float:
+        decisions = jax.tree.map(lambda x: x[won][None], episodes.decisions)
+        policy = learner.actor.with_policy(params).decider()
+        values = policy.unroll(decisions.input).log_prob(decisions.action)
+        return float(jnp.sum(jnp.where(decisions.mask, values, 0)))
+
+    rates = [log_prob(each) for each in (fresh, first.params, second.params)]
+    assert rates[0] < rates[1] < rates[2]
+    after, metrics = jax.jit(plain.learn)(replace(first, kept=None), none)
+    assert not metrics["updated"]
+    jax.tree.map(np.testing.assert_array_equal, after.params, first.params)
+
+
 # --- over raw actions ---------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from internal_rl.stages.transitions import REDRAWS, Latents
 
 TRIALS = 64
 WIDTH, LATENT = 8, 3
+BEFORE = np.random.default_rng(2).normal(size=(TRIALS, LATENT)).astype(np.float32) * 10
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,12 @@ def play(world: GridWorld, make_backbone: Callable, make_metacontroller: Callabl
         codes: np.ndarray,
         steering: transitions.Steering = "codes",
         chunk: int = TRIALS,
+        before: np.ndarray = BEFORE,
     ) -> tuple[np.ndarray, ...]:
         metacontroller: Metacontroller = make_metacontroller()
         metacontroller.switch_output.bias[...] = np.array([bias], np.float32)
         models = transitions.Models(base, Model.of(metacontroller), None, goals)
-        latents = Latents(codes, np.zeros(codes.shape[:2], int))
+        latents = Latents(codes, np.zeros(codes.shape[:2], int), before)
         player = transitions.make_player(world, steering, chunk)
         return prefix == 0, *player(models, latents, prefix, keys)
 
@@ -68,6 +70,24 @@ def test_a_shut_switch_holds_the_first_latent(play: Callable, codes: np.ndarray)
     np.testing.assert_array_equal(play(-100, other)[2], made)
     other[:, 0] = -codes[:, 0]
     assert (play(-100, other)[2] != made).any()
+
+
+def test_without_an_opening_the_code_before_the_leg_stays_in_force(
+    play: Callable, codes: np.ndarray
+) -> None:
+    """As in internal RL: there, too, the next latent is drawn only once the switch has opened."""
+    first_leg, reached, made, _ = play(-100, codes)
+    other = play(-100, -codes)[2]
+    np.testing.assert_array_equal(other[~first_leg], made[~first_leg])
+    assert (other[first_leg] != made[first_leg]).any()
+    turned = play(-100, codes, before=-BEFORE)[2]
+    np.testing.assert_array_equal(turned[first_leg], made[first_leg])
+    assert (turned[~first_leg] != made[~first_leg]).any()
+
+    # An open switch draws at once: the code before the leg never steers.
+    made = play(100, codes)[2]
+    np.testing.assert_array_equal(play(100, codes, before=-BEFORE)[2], made)
+    assert (play(100, -codes)[2] != made)[~first_leg & reached].any()
 
 
 def test_an_open_switch_voids_held_trials_and_redraws(play: Callable, codes: np.ndarray) -> None:
