@@ -138,7 +138,7 @@ def test_metrics_of_every_stage_are_logged(run_dir):
     lines = read_metrics(run_dir)
     proposal = {"propose", "propose_kept", "propose_supported"}
     assert {line["stage"] for line in lines} == {
-        "pretrain", "controllers", "discover", *proposal, "internal_rl", "raw_rl"
+        "pretrain", "controllers", "discover", *proposal, "transitions", "internal_rl", "raw_rl"
     }  # fmt: skip
     internal = [line for line in lines if line["stage"] == "internal_rl"]
     assert [line["episodes"] for line in internal] == [128, 256]
@@ -190,10 +190,7 @@ def test_reuse_takes_over_what_would_come_out_the_same(run_dir, tmp_path):
             "raw_rl_0" if stage == "raw_rl" else stage for stage in expected
         )
         logged = {line["stage"].partition("_")[0] for line in read_metrics(target)}
-        assert logged == {stage.partition("_")[0] for stage in expected} - {
-            "collect",
-            "transitions",
-        }
+        assert logged == {stage.partition("_")[0] for stage in expected} - {"collect"}
         assert load(target / "data" / "train").length.sum() > 0
         if "discover" in expected:
             assert run.models.steered_base()

@@ -161,8 +161,8 @@ class Outlook:
                 "they are rarely drawn, try another policy.initial_std or a skill prior "
                 "(propose.components)"
                 if self.code_rate >= STEERED
-                else "the base model is hard to steer there, try discover.splice=0.5, a smaller "
-                "discover.alpha or another map (seed)"
+                else "the base model is hard to steer there, try prefixes of other episodes "
+                "(discover.splice), a smaller discover.alpha or another map (seed)"
             )
         budget = ""
         if self.chance:

@@ -28,7 +28,7 @@ def legs(record: RunRecord) -> str:
             f"{number(rates.get(leg))} / {number(again.get(leg))} ({count.get(leg, NO_VALUE)})"
             for leg in measured
         ]
-        whole = f"{chance[source]:.1e}" if source in chance else NO_VALUE
+        whole = f"{chance[source]:.2g}" if source in chance else NO_VALUE
         cells = [TRANSITION_SOURCES[source][0], *cells, whole]
         rows.append(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
 

@@ -365,8 +365,15 @@ def check_workers(run: Run) -> None:
 def foretell(run: Run, tracker: Tracker) -> None:
     """Say and log how many first successes RL's budget holds, and what to change if too few."""
     episodes = run.config.reinforce.episodes
-    expected = outlook(measured_legs(run.result("transitions") or {}), episodes)
+    measured = measured_legs(run.result("transitions") or {})
+    expected = outlook(measured, episodes)
     if expected is None:
+        if measured.get("redrawn"):
+            print(
+                "internal_rl: what to expect is not known: the supervised controllers do not reach "
+                "the subgoal before each leg of the task. See docs/troubleshooting.md.",
+                flush=True,
+            )
         return
     print(f"internal_rl: {expected.sentence()}", flush=True)
     if expected.is_poor:

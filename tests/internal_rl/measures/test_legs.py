@@ -78,7 +78,7 @@ def test_a_budget_that_holds_enough_successes_needs_no_advice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "remedy"), [(0.23, "discover.splice=0.5"), (0.9, "propose.components")]
+    ("codes", "remedy"), [(0.23, "(discover.splice)"), (0.9, "propose.components")]
 )
 def test_below_three_the_weak_leg_is_named_with_what_to_change(codes: float, remedy: str) -> None:
     """The remedy depends on whether codes of the leg's subgoal lead there."""

@@ -511,6 +511,9 @@ def test_a_run_says_and_logs_how_many_first_successes_it_can_expect(
     with run.tracker() as tracker:
         reinforce.foretell(run, tracker)
         assert capsys.readouterr().out == ""  # not measured
+        run.finish("transitions", {**result, "chance": {}})
+        reinforce.foretell(run, tracker)
+        assert "the supervised controllers do not reach" in capsys.readouterr().out
         run.finish("transitions", result)
         for _ in range(2):
             reinforce.foretell(run, tracker)
