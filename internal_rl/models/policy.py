@@ -75,7 +75,8 @@ class LatentPolicy(nnx.Module):
         # The distribution: [Z], or [K, Z] for the components of a proposal.
         shape = (latent,) if proposal is None else proposal.shape
         self.mlp = MLP((config.width, config.mlp_width, shape[0]), rngs, scale_last=0.01)
-        self.log_std = nnx.Param(jnp.full(shape, jnp.log(config.initial_std) / config.std_rate))
+        log_std = jnp.log(config.initial_std) / config.std_rate
+        self.log_std = nnx.Param(jnp.full(shape, log_std, jnp.float32))  # not weakly typed
         if proposal is not None:
             self.offset = nnx.Param(jnp.zeros(shape))
 
