@@ -141,7 +141,7 @@ class ExpertTrainer:
         """A learner before its first update."""
         actor_key, critic_key = jax.random.split(streams.key(self.seed, "weights.expert"))
         actor = ant.init(actor_key, self.config.width, 8, 0.01)
-        actor["log_std"] = jnp.full(2, jnp.log(self.config.initial_std))
+        actor["log_std"] = jnp.full(2, jnp.log(self.config.initial_std), jnp.float32)
         params = {"actor": actor, "critic": ant.init(critic_key, self.config.width, 1, 1.0)}
         return LearnerState(
             params=params,

@@ -107,7 +107,8 @@ class Learner:
         nothing is computed then.
         """
         # Kept successes stand for some failures, where the batch has few of its own.
-        batch, kept, weight = episodes, state.kept, None
+        kept = state.kept
+        batch, weight = episodes, 1.0
         if kept is not None:
             policy = self.actor.with_policy(state.params).decider()
             batch, weight = replay.mix(
@@ -118,8 +119,7 @@ class Learner:
         # Each return against those of the batch (Eq. 10), over the episodes that may be used.
         returns = batch.returns
         usable = batch.usable
-        advantage = batch_relative_advantage(returns, usable)
-        advantage = advantage if weight is None else weight * advantage
+        advantage = weight * batch_relative_advantage(returns, usable)
         highest = returns.max(where=usable, initial=-jnp.inf)
         lowest = returns.min(where=usable, initial=jnp.inf)
         informative = highest > lowest

@@ -8,7 +8,6 @@ the policy has moved away from fades.
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +71,9 @@ def mix(
     size, batch = len(kept.returns), len(episodes.returns)
     rows = jnp.arange(size) * (batch // size)  # spread, so that every minibatch has its share
     chosen = jnp.arange(size) % jnp.maximum(kept.count, 1)
-    take = partial(jax.tree.map, lambda x: x[chosen])
 
     # The ratio of today's policy to the one that played, of whole episodes.
-    old = take(kept.decisions)
+    old = jax.tree.map(lambda x: x[chosen], kept.decisions)
     today = log_prob(old)
     ratio = jnp.exp(jnp.sum(jnp.where(old.mask, today - old.log_prob, 0), -1))
     old = replace(old, log_prob=today)
