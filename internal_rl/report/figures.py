@@ -38,13 +38,13 @@ ALGORITHMS = {"internal_rl": ("internal RL", INTERNAL), "raw_rl": ("raw-action R
 # Key of the scores under "discovery" -> (label, colour). Blue: a latent that belongs to the
 # subgoal.
 LATENT_SOURCES = {
-    "nll": ("posterior z", INTERNAL),
-    "nll_hard": ("the same,\nhard switch", INTERNAL),
-    "nll_same_code": ("z of same\nsubgoal", INTERNAL),
-    "nll_first_code": ("z of a first\nsegment", INTERNAL),
-    "nll_prior": ("prior z", PALE),
-    "nll_permuted": ("permuted z", PALE),
-    "nll_zero": ("zero z", PALE),
+    "nll": ("posterior\nz", INTERNAL),
+    "nll_hard": ("hard\nswitch", INTERNAL),
+    "nll_same_code": ("same\nsubgoal", INTERNAL),
+    "nll_first_code": ("first\nsegment", INTERNAL),
+    "nll_prior": ("prior\nz", PALE),
+    "nll_permuted": ("permuted\nz", PALE),
+    "nll_zero": ("zero\nz", PALE),
 }
 # The base model's line is wide and light: it often lies below the Bayes filter's.
 YARDSTICKS = {
@@ -54,7 +54,7 @@ YARDSTICKS = {
 }
 TRANSITION_SOURCES = {
     "base": ("base model alone", "#C4C4C4"),
-    "prior": ("prior z", PALE),
+    "prior": ("prior\nz", PALE),
     "same_code": ("z of that subgoal", INTERNAL),
     "first_code": ("z of that subgoal, first segments", "#56B4E9"),
     "start": ("z that RL starts from", "#F0C6DC"),
