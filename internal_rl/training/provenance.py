@@ -1,11 +1,14 @@
 """What made a result: versions, device and commit."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
 
 import jax
+
+from internal_rl.training.jobs import cores
 
 PACKAGES = (
     "jax",
@@ -46,9 +49,18 @@ def commit() -> str:
 
 
 def device() -> dict[str, str | int]:
-    """Kind and number of the devices JAX computes on."""
-    devices = jax.devices()
-    return {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)}
+    """Kind and number of the devices JAX computes on, and of XLA's threads on the CPU.
+
+    On a CPU the last digits hang on the threads (findings/jax_cpu_sums_follow_cores.sh): as many as
+    this process has cores, unless NPROC says otherwise (jobs.py).
+    """
+    first, *_ = devices = jax.devices()
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": len(devices),
+        "threads": int(os.environ.get("NPROC", len(cores()))),
+    }
 
 
 def maker() -> dict[str, object]:
