@@ -352,6 +352,9 @@ class ReinforceConfig:
     clip: float = setting(0.2, POSITIVE)  # epsilon, by which PPO clips the probability ratio
     # successes that are kept, and learned from again in batches with few of their own (ours)
     replay: int = setting(0, NOT_NEGATIVE)
+    # episodes after which a seed ends, from its first batch with a success of one half; null: all
+    # seeds take all `episodes` (ours)
+    settle: int | None = setting(None, POSITIVE)
     max_decisions: int = setting(12, POSITIVE)  # switches per episode that are learned from
     num_seeds: int = setting(3, POSITIVE)  # RL seeds per run (Fig. 8: 30 over all base models)
     test_episodes: int = setting(2_048, POSITIVE)  # episodes that measure success

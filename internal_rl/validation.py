@@ -276,6 +276,10 @@ def _reinforce_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"reinforce.minibatches={reinforce.minibatches} must divide reinforce.batch_size={size}",
     )
     yield (
+        reinforce.settle is None or reinforce.settle % size == 0,
+        f"reinforce.settle={reinforce.settle} must be a multiple of reinforce.batch_size={size}",
+    )
+    yield (
         reinforce.replay <= size,
         f"reinforce.replay={reinforce.replay}: a batch has room for reinforce.batch_size={size}",
     )

@@ -173,10 +173,14 @@ def first_reached(points: Curve, level: float) -> int | None:
 def quartiles(
     curves: Mapping[int, Curve],
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "3 N"]]:
-    """Lower quartile, median and upper quartile over seeds, at every x that all have reached."""
-    shared = reduce(np.intersect1d, (x for x, _ in curves.values()))
-    values = np.array([y[np.isin(x, shared)] for x, y in curves.values()])
-    return shared, np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    """Lower quartile, median and upper quartile over seeds, at every x that one has reached.
+
+    A seed counts with its last value so far: what has ended early has done so as it had settled.
+    """
+    reached = reduce(np.union1d, (x for x, _ in curves.values()))
+    reached = reached[reached >= max(x[0] for x, _ in curves.values())]
+    values = [y[np.searchsorted(x, reached, side="right") - 1] for x, y in curves.values()]
+    return reached, np.quantile(values, [0.25, 0.5, 0.75], axis=0)
 
 
 def between_groups(

@@ -165,8 +165,11 @@ def verdict(record: RunRecord) -> str:
     # The two rates, and after how many episodes.
     known = record.part("internal_rl") or record.part("raw_rl")
     episodes = known.get("episodes")
+    trained = [record.part(name).get("episodes_trained") for name in ("internal_rl", "raw_rl")]
     task = known.get("task", "of the run")
-    budget = f" after {episodes:,} episodes per seed" if episodes else ""
+    early = min(map(min, filter(None, trained)), default=episodes) != episodes
+    most = "at most " if early else ""
+    budget = f" after {most}{episodes:,} episodes per seed" if episodes else ""
     numbers = (
         f"on task {task} internal RL succeeds at a rate of {internal or 'nothing yet (not run)'}, "
         f"raw-action RL at {raw or 'nothing yet (not run)'}{budget}."

@@ -20,8 +20,8 @@ STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 CAPTIONS = {
     "success.png": (
         "Look for the blue curve rising while the grey one stays at zero (the paper's Fig. 8). "
-        "Bold: median over seeds; band: quartiles; faint: single seeds; dots: fresh episodes after "
-        "the last update."
+        "Bold: median over seeds; band: quartiles; faint: single seeds (one that ends early counts "
+        "on with its last value); dots: fresh episodes after the last update."
     ),
     "base.png": (
         "The held-out curve should come down to the Bayes-optimal line: the model then infers the "

@@ -64,6 +64,7 @@ def summarise(run: Run) -> Result:
         summary[algorithm] = {
             "task": run.config.env.post_tasks,
             "episodes": rl.episodes,
+            "episodes_trained": [result.get("episodes", rl.episodes) for result in finished],
             "success": [result["success"] for result in finished],
             "before": [result["before"] for result in finished],
             **_learning_speed(by_seed(curves, algorithm, "success"), seeds),

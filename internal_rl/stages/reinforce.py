@@ -19,7 +19,7 @@ from flax import struct
 from envs import registry
 from envs.api import Environment
 from internal_rl import streams
-from internal_rl.config import Config, ConfigError
+from internal_rl.config import Config, ConfigError, ReinforceConfig
 from internal_rl.measures.legs import measured_legs, outlook
 from internal_rl.models.model import Params
 from internal_rl.objectives import (
@@ -37,6 +37,7 @@ from internal_rl.training.loop import DivergedError, mean_gradient, train
 from internal_rl.training.optimiser import left_out, make_optimiser
 from internal_rl.training.tracking import Tracker, read_metrics
 
+HALF = 0.5  # success of a batch from which on a seed settles
 MICRO_BATCH = 512  # episodes per backward pass; gradients are summed over a minibatch
 
 Rows = tuple[Decisions, jax.Array]  # decisions of episodes, and their advantages [B]
@@ -53,15 +54,33 @@ class LearnerState:
     optimiser: its state.
     update: int32, updates done.
     kept: successes that are learned from again; None where none are.
+    half: int32, the update (from 1 on) whose batch was the first with a success of one half, 0
+        before; None where no seed ends early.
     """
 
     params: Params
     optimiser: optax.OptState
     update: jax.Array
     kept: replay.Kept | None = None
+    half: jax.Array | None = None
 
 
 Updated = tuple[LearnerState, dict[str, jax.Array]]  # with the metrics of the update
+
+
+def half_reached(half: jax.Array | None, update: jax.Array, success: jax.Array) -> jax.Array | None:
+    """`LearnerState.half` after an update whose batch had this success."""
+    if half is None:
+        return None
+    return jnp.where((half == 0) & (success >= HALF), update, half)
+
+
+def last_update(half: jax.Array | None, rl: ReinforceConfig) -> jax.Array:
+    """The update after which a seed ends, by its `LearnerState.half`."""
+    whole = jnp.int32(rl.episodes // rl.batch_size)
+    if half is None or rl.settle is None:
+        return whole
+    return jnp.where(half > 0, jnp.minimum(half + rl.settle // rl.batch_size, whole), whole)
 
 
 class Learner:
@@ -93,7 +112,9 @@ class Learner:
         kept = None
         if size := self.config.reinforce.replay:
             kept = replay.empty(self.rollout.slots(self.actor.with_policy(params)), size)
-        return LearnerState(params, self.optimiser.init(params), jnp.zeros((), jnp.int32), kept)
+        none = jnp.zeros((), jnp.int32)
+        half = None if self.config.reinforce.settle is None else none
+        return LearnerState(params, self.optimiser.init(params), none, kept, half)
 
     def update(self, state: LearnerState, actor: Actor, key: jax.Array) -> Updated:
         """Play a batch and learn from it, in worlds that are compiled."""
@@ -151,7 +172,10 @@ class Learner:
         if self.algorithm == "internal_rl":  # a mixture is wider than its components
             name = "component_std" if self.config.propose.components else "policy_std"
             metrics[name] = jnp.exp(self.config.policy.std_rate * params["log_std"]).mean()
-        return LearnerState(params, optimiser, state.update + 1, kept), metrics
+        # From the first batch of which half succeed, the seed settles.
+        done = state.update + 1
+        half = half_reached(state.half, done, metrics["success"])
+        return LearnerState(params, optimiser, done, kept, half), metrics
 
     def _learn(
         self,
@@ -223,8 +247,9 @@ def run_seed(run: Run, tracker: Tracker, algorithm: Algorithm, rl_seed: int) -> 
 def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) -> dict[int, Result]:
     """Train the seeds that `trackers` names: one as it is, several as one vmapped program.
 
-    Saves each policy to ALGORITHM/seed_K/policy. Returns success before and after training, and
-    seconds; nothing for a seed of several that has met numbers which are not finite.
+    Saves each policy to ALGORITHM/seed_K/policy. Returns success before and after training, the
+    episodes of the training, and its seconds; nothing for a seed of several that has met numbers
+    which are not finite.
     """
     config = run.config
     rl = config.reinforce
@@ -244,7 +269,15 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
         return jax.random.fold_in(streams.fold(key, "rl.update"), number)
 
     def update_one(state: LearnerState, key: jax.Array, number: int | jax.Array) -> Updated:
-        return learner.update(state, actor, update_key(key, number))
+        new, metrics = learner.update(state, actor, update_key(key, number))
+        return settled(state, new), {**metrics, "last": last_update(new.half, rl)}
+
+    # Of several seeds, those that have ended stay as they are until the others have.
+    def settled(state: LearnerState, new: LearnerState) -> LearnerState:
+        if state.half is None or len(seeds) == 1:
+            return new
+        ended = state.update >= last_update(state.half, rl)
+        return jax.tree.map(lambda old, new: jnp.where(ended, old, new), state, new)
 
     def test_one(params: Params, key: jax.Array) -> jax.Array:
         return test_success(learner, params, key)
@@ -256,7 +289,8 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
 
         def update_on_host(state: LearnerState, key: jax.Array, number: int | jax.Array) -> Updated:
             episodes = play(actor.with_policy(state.params), update_key(key, number), rl.batch_size)
-            return learn(state, episodes)
+            state, metrics = learn(state, episodes)
+            return state, {**metrics, "last": last_update(state.half, rl)}
 
         update = over_seeds(update_on_host, (0, 0, None))
         test = over_seeds(test_one)
@@ -277,7 +311,8 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
         for row, seed in enumerate(seeds):
             scores = {name: float(values[row]) for name, values in metrics.items()}
             scores["episodes_per_second"] = episodes_per_second
-            trackers[seed].log(algorithm, done * rl.batch_size, scores)
+            if done <= scores.pop("last"):
+                trackers[seed].log(algorithm, done * rl.batch_size, scores)
         return {"success": f"{metrics['success'].mean():.3f}"}
 
     # Of several seeds in one program none stops the others.
@@ -296,7 +331,8 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
         stage=f"{algorithm} seed {name}",
         steps=updates,
         running=run.directory / algorithm / f"seed_{name}" / "running",
-        position=lambda state: int(state.update[0]),
+        position=lambda state: int(state.update.max()),
+        last=lambda state: last_update(state.half, rl).max(),
         log=log,
         log_every=1,
         keeping=keeping,
@@ -313,9 +349,10 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
             continue
         policy = jax.tree.map(lambda x, row=row: x[row], state.params)
         path = run.directory / algorithm / f"seed_{seed}" / "policy"
-        run.save(path, policy, stage=algorithm, episodes=rl.episodes)
+        episodes = int(state.update[row]) * rl.batch_size
+        run.save(path, policy, stage=algorithm, episodes=episodes)
         success = {"success": float(after[row]), "before": float(before[row])}
-        results[seed] = {**success, "seconds": seconds}
+        results[seed] = {**success, "episodes": episodes, "seconds": seconds}
     return results
 
 

@@ -147,6 +147,7 @@ def train(
     log: Callable[[int, PyTree, float], Mapping[str, str]],
     log_every: int,
     keeping: Keeping,
+    last: Callable[[State], jax.Array | int] | None = None,
     resumed: Callable[[int], None] = lambda done: None,
     evaluate: Callable[[State, int, float], Mapping[str, float]] = lambda state, done, speed: {},
     evaluate_every: int = 0,
@@ -159,6 +160,8 @@ def train(
     log: (done, metrics, speed) -> what the progress line shows; logs the metrics of the step
         `done`, on the host by then, and the steps per second so far. Metrics are fetched one log
         line late, so that the host never waits for the step it has just sent.
+    last: (state) -> the step to end after, if before `steps`; what a state says must be at least
+        one log line ahead of it, as it is read with the metrics. None: it is `steps`.
     resumed: (done), called once before the first step: what was logged beyond it is logged again.
     evaluate: (state, done, speed) -> scores, called every `evaluate_every` steps (0: never) and at
         the end.
@@ -174,33 +177,40 @@ def train(
         state, metadata = checkpoint.read(running, state, keeping["settings"])
         scores = metadata.get("scores", {})
     start = position(state)
+    if last is not None:
+        steps = min(steps, int(last(state)))
     resumed(start)
     began = time.monotonic()
     sound = _Sound(stage, keeping, start, left_out(state))
 
-    # The step whose metrics the next log line fetches, and these.
+    # The step whose metrics the next log line fetches, and these; with what its state says of the
+    # end and of steps left out.
     pending: tuple[int, PyTree] | None = None
 
     def speed(done: int) -> float:
         return (done - start) / (time.monotonic() - began)
 
     def flush() -> Mapping[str, str]:
+        nonlocal steps
         if pending is None:
             return {}
-        metrics, skipped = jax.device_get(pending[1])
+        metrics, skipped, end = jax.device_get(pending[1])
         sound.check(pending[0], metrics, skipped)
+        steps = min(steps, int(end))
         return log(pending[0], metrics, speed(done))
 
     with stop_flag() as stop, progress(steps, stage, initial=start) as bar:
-        for step in range(start, steps):
-            state, metrics = advance(state, step)
-            done = step + 1
+        done = start
+        while done < steps:
+            state, metrics = advance(state, done)
+            done += 1
 
             # The former log line's metrics are logged; this one's wait.
             shown: Mapping[str, str] = {}
             if done % log_every == 0 or done == steps:
                 shown = flush()
-                pending = (done, (metrics, left_out(state)))
+                end = steps if last is None else last(state)
+                pending = (done, (metrics, left_out(state), end))
             bar.update(1, **shown)
             if done == steps or (evaluate_every and done % evaluate_every == 0):
                 scores = evaluate(state, done, speed(done))

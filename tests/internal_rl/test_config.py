@@ -102,6 +102,10 @@ def test_wrong_type_is_refused_with_its_path():
             r"must divide reinforce\.batch_size=1024",
         ),
         (
+            ["reinforce.settle=1000", "reinforce.batch_size=1024"],
+            r"reinforce\.settle=1000 must be a multiple of reinforce\.batch_size=1024",
+        ),
+        (
             ["reinforce.replay=2048", "reinforce.batch_size=1024"],
             r"reinforce\.replay=2048: a batch has room for reinforce\.batch_size=1024",
         ),

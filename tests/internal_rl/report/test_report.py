@@ -663,7 +663,7 @@ def test_verdict_follows_the_medians() -> None:
     assert "0.500 (1 seed)" in of([0.5], [])
 
 
-def test_quartiles_over_seeds_at_shared_points() -> None:
+def test_quartiles_over_seeds_of_the_last_values_so_far() -> None:
     lines = [
         {"stage": "internal_rl", "seed": 0, "episodes": 10, "success": 0.9},
         {
@@ -680,17 +680,17 @@ def test_quartiles_over_seeds_at_shared_points() -> None:
             "seed": 1,
             "episodes": 30,
             "success": 0.4,
-        },  # not reached by the others
+        },  # the others have ended, with .1 and .5
         {"stage": "internal_rl", "seed": 2, "episodes": 20, "success": 0.5},
         {"stage": "internal_rl", "seed": 2, "episodes": 10, "success": 0.4},
         {"stage": "raw_rl", "seed": 0, "episodes": 10, "success": 1.0},
     ]
     x, bands = quartiles(success_curves(lines, "internal_rl"))
 
-    assert x.tolist() == [10, 20]
+    assert x.tolist() == [10, 20, 30]
     # Of 0, .2, .4 the quartiles lie half-way between neighbours: .1, .2, .3.
-    # Of .1, .3, .5: .2, .3, .4.
-    np.testing.assert_allclose(bands, [[0.1, 0.2], [0.2, 0.3], [0.3, 0.4]])
+    # Of .1, .3, .5: .2, .3, .4. Of .1, .4, .5: .25, .4, .45.
+    np.testing.assert_allclose(bands, [[0.1, 0.2, 0.25], [0.2, 0.3, 0.4], [0.3, 0.4, 0.45]])
 
 
 def test_curve_skips_lines_without_the_metric() -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,13 @@ from internal_rl.models.policy import LatentInput, LatentPolicy, RawPolicy
 from internal_rl.rollout import Actor, Decisions, Rollout
 from internal_rl.run import Run
 from internal_rl.stages import reinforce
-from internal_rl.stages.reinforce import Learner, LearnerState, train_seeds
+from internal_rl.stages.reinforce import (
+    Learner,
+    LearnerState,
+    half_reached,
+    last_update,
+    train_seeds,
+)
 from internal_rl.trained import TrainedModels, fresh_policy, seed_key
 from internal_rl.training import checkpoint
 from internal_rl.training.loop import DivergedError
@@ -295,6 +301,27 @@ def test_equal_returns_leave_everything_exactly_as_it_was(
     jax.tree.map(np.testing.assert_array_equal, after.replace(update=0), state.replace(update=0))
 
 
+def test_the_first_batch_of_which_half_succeed_is_remembered(
+    task: Config, internal: tuple[Learner, Callable], fresh: Params
+) -> None:
+    """And decides the last update: so many after it, but not more than all episodes hold."""
+    plain, _ = internal
+    rl = replace(task.reinforce, settle=3 * 128)
+    learner = Learner(
+        replace(task, reinforce=rl), plain.env, "internal_rl", plain.actor, plain.rollout
+    )
+    episodes = plain.rollout(plain.actor.with_policy(fresh), jax.random.key(1), 128)
+    learn = jax.jit(learner.learn)
+    state, halves = learner.init(fresh), []
+    for count in (0, 63, 64, 128, 0):
+        success = jnp.arange(128) < count
+        state, _ = learn(state, replace(episodes, success=success))
+        halves.append(int(state.half))
+    assert halves == [0, 0, 3, 3, 3]
+    assert [int(last_update(jnp.int32(half), rl)) for half in (0, 3, 9, 10)] == [12, 6, 12, 12]
+    assert int(last_update(jnp.int32(3), task.reinforce)) == 12
+
+
 def test_a_kept_success_is_learned_from_in_a_batch_without_any(
     task: Config, internal: tuple[Learner, Callable], fresh: Params
 ) -> None:
@@ -390,16 +417,19 @@ class StubLearner:
         self.config = config
 
     def init(self, params: Params) -> LearnerState:
-        return LearnerState(params, {"m": jnp.zeros(2)}, jnp.zeros((), jnp.int32))
+        none = jnp.zeros((), jnp.int32)
+        half = None if self.config.reinforce.settle is None else none
+        return LearnerState(params, {"m": jnp.zeros(2)}, none, half=half)
 
     def update(
         self, state: LearnerState, actor: StubActor, key: jax.Array
     ) -> tuple[LearnerState, dict]:
         momentum = 0.5 * state.optimiser["m"] + noise(key)
         params = {"w": state.params["w"] + momentum}
-        return LearnerState(params, {"m": momentum}, state.update + 1), {
-            "success": params["w"].mean()
-        }
+        success = params["w"].mean()
+        done = state.update + 1
+        half = half_reached(state.half, done, success)
+        return LearnerState(params, {"m": momentum}, done, half=half), {"success": success}
 
 
 class StoppingTracker(Tracker):
@@ -466,6 +496,39 @@ def test_seeds_trained_as_one_program_are_those_trained_alone(
         np.testing.assert_allclose(together[seed][0], alone[0], rtol=1e-6)
         np.testing.assert_allclose(together[seed][1], alone[1], rtol=1e-5)
         assert together[seed][2:] == alone[2:]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_seed_that_settles_ends_early(
+    stub: StubLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """Two updates after its first batch of some success; stopped or not, alone or not."""
+    curves = {k: v[1] for k, v in train_stub(stub, tmp_path / "whole", 4, 7).items()}
+    monkeypatch.setattr(reinforce, "HALF", max(y[0][1] for y in curves.values()) - 1e-6)
+    rl = replace(stub.config.reinforce, settle=2 * 128)
+    stub.config = replace(stub.config, reinforce=rl)
+
+    # Where each must end, by its whole curve.
+    ends = {}
+    for seed, points in curves.items():
+        half = next((x for x, success in points if success >= reinforce.HALF), 10**9)
+        ends[seed] = min(half + 2 * 128, 5 * 128)
+    assert len({*ends.values()}) == 2
+    assert min(ends.values()) < 5 * 128
+
+    together = train_stub(stub, tmp_path / "together", 4, 7)
+    for seed in (4, 7):
+        if stopped:
+            with suppress(Interrupted):
+                train_stub(stub, tmp_path / "alone", seed, kind=StoppingTracker)
+        alone = train_stub(stub, tmp_path / "alone", seed)[seed]
+        assert [x for x, _ in alone[1]] == [x for x, _ in curves[seed] if x <= ends[seed]]
+        np.testing.assert_allclose(together[seed][0], alone[0], rtol=1e-6)
+        np.testing.assert_allclose(together[seed][1], alone[1], rtol=1e-5)
+        np.testing.assert_allclose(alone[1], curves[seed][: len(alone[1])], rtol=1e-5)
+        path = tmp_path / "alone" / "raw_rl" / f"seed_{seed}"
+        assert checkpoint.metadata(path / "policy")["episodes"] == ends[seed]
+        assert checkpoint.metadata(path / "running")["step"] == ends[seed] // 128
 
 
 def test_a_seed_whose_numbers_are_not_finite_stops_no_other(
