@@ -20,6 +20,7 @@ from internal_rl.models.model import Params
 from internal_rl.trained import Agent, Algorithm, TrainedModels
 from internal_rl.training import checkpoint, files
 from internal_rl.training.files import FileError
+from internal_rl.training.jobs import Job
 from internal_rl.training.loop import Keeping
 from internal_rl.training.provenance import maker
 from internal_rl.training.tracking import Tracker
@@ -218,6 +219,8 @@ class Stage:
     reads: the settings that its result depends on, beside those of the stages it needs.
     writes: what it leaves in the run directory beside its result.
     run: does the work and returns the result; None: part of another stage, named for `reuse`.
+    ahead: jobs of it that can run before its turn, beside other stages; none until they can. The
+        stage does itself what they have not finished by then.
     enabled: whether a run with this configuration has the stage.
     results: the files under results/ that hold its result.
     current: whether a result is of today's code; an older one is not taken over.
@@ -230,6 +233,7 @@ class Stage:
     before: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
+    ahead: Callable[[Run], list[Job]] = lambda run: []
     enabled: Callable[[Config], bool] = lambda config: True
     results: str = ""
     current: Callable[[Result], bool] = lambda result: True

@@ -3,6 +3,7 @@
 A rerun skips what has finished and resumes what has not.
 """
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from internal_rl.report.summary import summarise
 from internal_rl.run import Result, Run
 from internal_rl.trained import ALGORITHMS
 from internal_rl.training import files
+from internal_rl.training.jobs import beside
 from internal_rl.training.lock import owned
 from internal_rl.training.tracking import Tracker
 
@@ -29,8 +31,9 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
     chosen = stages.names() if chosen is None else chosen
     check_order(run, chosen)
     print(f"run directory: {run.directory}", flush=True)
-    with owned(run.directory), run.tracker() as tracker:
+    with owned(run.directory), run.tracker() as tracker, Ahead(run, chosen) as ahead:
         for name in chosen:
+            ahead.turn(name)
             if name == "report":
                 report(run, tracker)
                 continue
@@ -38,6 +41,28 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
             if stage.run is not None and stage.enabled(run.config):
                 result = run.once(name, partial(stage.run, run, tracker))
                 print(f"{name}: {_headline(result)}", flush=True)
+
+
+class Ahead(ExitStack):
+    """What stages can do before their turn, beside others; it stops where their turn comes."""
+
+    def __init__(self, run: Run, chosen: tuple[str, ...]):
+        super().__init__()
+        self.run = run
+        self.chosen = [name for name in chosen if name != "report"]
+        self.started: set[str] = set()
+
+    def turn(self, name: str) -> None:
+        """A stage is about to begin."""
+        if name in self.started:
+            self.close()
+
+        # Jobs of the stages after it.
+        place = self.chosen.index(name) if name in self.chosen else len(self.chosen)
+        for later in set(self.chosen[place + 1 :]) - self.started:
+            if jobs := stages.declared()[later].ahead(self.run):
+                self.started.add(later)
+                self.enter_context(beside(jobs))
 
 
 def check_order(run: Run, chosen: tuple[str, ...]) -> None:

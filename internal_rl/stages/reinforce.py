@@ -426,12 +426,7 @@ def run(run: Run, tracker: Tracker) -> Result:
     """Train every algorithm and seed that has not finished; the results are one file per seed."""
     # What an earlier, interrupted attempt may have left to do.
     rl = run.config.reinforce
-    missing: dict[Algorithm, list[int]] = {
-        algorithm: [
-            seed for seed in range(rl.num_seeds) if run.result(f"{algorithm}_{seed}") is None
-        ]
-        for algorithm in ALGORITHMS
-    }
+    missing: dict[Algorithm, list[int]] = {name: _missing(run, name) for name in ALGORITHMS}
 
     # What can be expected of them; then all seeds of an algorithm in one program, or one process
     # per seed.
@@ -442,7 +437,9 @@ def run(run: Run, tracker: Tracker) -> Result:
             if seeds:
                 _run_together(run, algorithm, seeds)
     else:
-        _run_workers(run, missing)
+        run_on_cores(
+            job for algorithm, seeds in missing.items() for job in _jobs(run, algorithm, seeds)
+        )
 
     # Seeds write JSON lines only: W&B gets them here.
     if any(missing.values()):
@@ -470,17 +467,28 @@ def _run_together(run: Run, algorithm: Algorithm, seeds: list[int]) -> None:
         )
 
 
-def _run_workers(run: Run, missing: Mapping[Algorithm, list[int]]) -> None:
-    """One worker process per algorithm and seed."""
-    worker = [sys.executable, "-m", "internal_rl.running.worker", str(run.directory)]
-    run_on_cores(
-        Job(f"{algorithm} seed {seed}", [*worker, algorithm, str(seed)])
-        for algorithm, seeds in missing.items()
-        for seed in seeds
-    )
+def _missing(run: Run, algorithm: Algorithm) -> list[int]:
+    """The seeds that have not finished."""
+    seeds = range(run.config.reinforce.num_seeds)
+    return [seed for seed in seeds if run.result(f"{algorithm}_{seed}") is None]
 
 
-STAGE = Stage(name="reinforce", run=run, needs=("discover", "propose"), check=check_workers)
+def _jobs(run: Run, algorithm: Algorithm, seeds: list[int]) -> list[Job]:
+    """One worker process per seed."""
+    worker = [sys.executable, "-m", "internal_rl.running.worker", str(run.directory), algorithm]
+    return [Job(f"{algorithm} seed {seed}", [*worker, str(seed)]) for seed in seeds]
+
+
+def ahead(run: Run) -> list[Job]:
+    """Raw-action RL needs the base model alone, and discovery hardly gains from a second core."""
+    if run.result("pretrain") is None or _in_one_program(run) or jax.default_backend() != "cpu":
+        return []
+    return _jobs(run, "raw_rl", _missing(run, "raw_rl"))
+
+
+STAGE = Stage(
+    name="reinforce", run=run, needs=("discover", "propose"), ahead=ahead, check=check_workers
+)
 # Raw-action RL does not read the metacontroller: `reuse` takes it over by itself.
 RAW_RL = Stage(
     name="raw_rl",

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,8 +65,13 @@ def run_on_cores(
     jobs: Iterable[Job],
     finished: Callable[[Job], None] = lambda job: None,
     failed: Callable[[Job, int], None] = lambda job, status: None,
+    room: int | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run every job, as many at a time as there are cores, each on one that no other program has.
+
+    room: how many at a time; None: as many as there are cores.
+    enough: whether to stop those that run and leave the rest; asked again and again.
 
     A job is asked for only when there is room for it; `finished` is called after each that has
     succeeded, `failed` with the exit status of each other one. One that fails stops no other.
@@ -81,9 +88,9 @@ def run_on_cores(
     # Jobs read from this pipe, which nobody writes to: its end says that this process has ended.
     alive, end = os.pipe()
     try:
-        while more or active:
+        while (more or active) and not enough():
             # Fill the room.
-            while more and len(active) < len(cores()):
+            while more and len(active) < (len(cores()) if room is None else room):
                 if (job := next(waiting, None)) is None:
                     more = False
                     break
@@ -112,6 +119,32 @@ def run_on_cores(
         os.close(end)
     if failures:
         raise JobsFailedError(failures)
+
+
+@contextmanager
+def beside(jobs: Sequence[Job]) -> Iterator[None]:
+    """Run jobs beside what the block does, on all cores but one; where there is one, none is run.
+
+    Those that still run when the block ends are asked to stop, and may save before. What has not
+    finished by then, whatever the reason, is left to whoever needs it.
+    """
+    room = len(cores()) - 1
+    if not jobs or room == 0:
+        yield
+        return
+    over = threading.Event()
+
+    def work() -> None:
+        with suppress(RunError, OSError, Interrupted):
+            run_on_cores(jobs, room=room, enough=over.is_set)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _failure(job: Job, status: int) -> str:

@@ -559,6 +559,20 @@ def test_a_seed_whose_numbers_are_not_finite_stops_no_other(
         train_stub(stub, tmp_path / "alone", 4)
 
 
+def test_raw_action_rl_can_run_as_soon_as_there_is_a_base_model(
+    task: Config, tmp_path: Path
+) -> None:
+    """What has finished is left out; seeds that make one program stay together."""
+    rl = replace(task.reinforce, num_seeds=3)
+    run = Run(replace(task, reinforce=rl), tmp_path)
+    assert reinforce.ahead(run) == []
+    run.finish("pretrain", {"nll": 1.0})
+    run.finish("raw_rl_1", {"success": 0.0})
+    assert [job.name for job in reinforce.ahead(run)] == ["raw_rl seed 0", "raw_rl seed 2"]
+    together = replace(task, reinforce=replace(rl, vmap_seeds=True))
+    assert reinforce.ahead(Run(together, tmp_path)) == []
+
+
 # --- what can be expected ---------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import internal_rl.training.jobs
-from internal_rl.training.jobs import Job, JobsFailedError, cores, run_on_cores
+from internal_rl.training.jobs import Job, JobsFailedError, beside, cores, run_on_cores
 from internal_rl.training.lock import owned
 from internal_rl.training.stopping import STOPPED
 from tests.limits import HANG
@@ -175,6 +175,33 @@ with owned(Path({str(tmp_path)!r})):
     parent.wait()
     with owned(tmp_path):
         assert (tmp_path / "saved").exists()
+
+
+def test_jobs_beside_a_block_end_with_it_and_fail_in_silence(tmp_path, monkeypatch, capfd):
+    """On all cores but one: of three jobs two at a time with three cores, none with one."""
+    monkeypatch.setattr(internal_rl.training.jobs, "cores", lambda: [0, 0, 0])
+    monkeypatch.setattr(internal_rl.training.jobs, "_reserve_core", lambda: (None, None))
+    save = f"""
+def save(*_):
+    pathlib.Path({str(tmp_path / "saved")!r}).touch()
+    sys.exit({STOPPED})
+signal.signal(signal.SIGTERM, save)
+time.sleep({HANG})"""
+    log = tmp_path / "log"
+    beside_it = [python("broken", "raise SystemExit(7)", log), marked(tmp_path, save)]
+    later = python("later", f"open({str(tmp_path / 'later')!r}, 'w'); import time; time.sleep(99)")
+    with beside([*beside_it, later]):
+        while not ((tmp_path / "started").exists() and (tmp_path / "later").exists()):
+            time.sleep(0.05)
+        time.sleep(0.2)  # its handler
+    assert (tmp_path / "saved").exists()
+    assert "Traceback" not in capfd.readouterr().err
+
+    # With one core the block has it for itself.
+    monkeypatch.setattr(internal_rl.training.jobs, "cores", lambda: [0])
+    with beside([python("none", f"open({str(tmp_path / 'none')!r}, 'w')")]):
+        time.sleep(1)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
