@@ -54,7 +54,7 @@ YARDSTICKS = {
 }
 TRANSITION_SOURCES = {
     "base": ("base model alone", "#C4C4C4"),
-    "prior": ("prior\nz", PALE),
+    "prior": ("z of the prior", PALE),
     "same_code": ("z of that subgoal", INTERNAL),
     "first_code": ("z of that subgoal, first segments", "#56B4E9"),
     "start": ("z that RL starts from", "#F0C6DC"),
