@@ -172,6 +172,7 @@ class Learner:
         if self.algorithm == "internal_rl":  # a mixture is wider than its components
             name = "component_std" if self.config.propose.components else "policy_std"
             metrics[name] = jnp.exp(self.config.policy.std_rate * params["log_std"]).mean()
+
         # From the first batch of which half succeed, the seed settles.
         done = state.update + 1
         half = half_reached(state.half, done, metrics["success"])

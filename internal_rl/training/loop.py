@@ -197,6 +197,7 @@ def train(
         metrics, skipped, end = jax.device_get(pending[1])
         sound.check(pending[0], metrics, skipped)
         steps = min(steps, int(end))
+        bar.set_total(steps)
         return log(pending[0], metrics, speed(done))
 
     with stop_flag() as stop, progress(steps, stage, initial=start) as bar:

@@ -59,7 +59,7 @@ def device() -> dict[str, str | int]:
         "platform": first.platform,
         "kind": first.device_kind,
         "count": len(devices),
-        "threads": int(os.environ.get("NPROC", len(cores()))),
+        "threads": int(os.environ.get("NPROC") or len(cores())),
     }
 
 

@@ -326,6 +326,10 @@ class Progress:
             self._bar.set_postfix(postfix, refresh=False)
         self._bar.update(n)
 
+    def set_total(self, total: int) -> None:
+        """It is other than was thought."""
+        self._bar.total = total
+
     def close(self) -> None:
         """Show the last state and end the line."""
         self._bar.close()

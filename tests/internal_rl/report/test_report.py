@@ -662,6 +662,13 @@ def test_verdict_follows_the_medians() -> None:
     assert of([0.5], []).startswith("On task")
     assert "0.500 (1 seed)" in of([0.5], [])
 
+    # How many episodes that took; seeds may end early.
+    trained = {"success": [0.9, 0.9], "episodes": 4096, "episodes_trained": [2048, 4096]}
+    record = RunRecord(Path(), {"internal_rl": trained})
+    assert "after at most 4,096 episodes per seed" in verdict(record)
+    record = RunRecord(Path(), {"internal_rl": trained | {"episodes_trained": [4096, 4096]}})
+    assert "after 4,096 episodes per seed" in verdict(record)
+
 
 def test_quartiles_over_seeds_of_the_last_values_so_far() -> None:
     lines = [

@@ -500,7 +500,11 @@ def test_seeds_trained_as_one_program_are_those_trained_alone(
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_seed_that_settles_ends_early(
-    stub: StubLearner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+    stub: StubLearner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+    stopped: bool,
 ) -> None:
     """Two updates after its first batch of some success; stopped or not, alone or not."""
     curves = {k: v[1] for k, v in train_stub(stub, tmp_path / "whole", 4, 7).items()}
@@ -528,7 +532,9 @@ def test_a_seed_that_settles_ends_early(
         np.testing.assert_allclose(alone[1], curves[seed][: len(alone[1])], rtol=1e-5)
         path = tmp_path / "alone" / "raw_rl" / f"seed_{seed}"
         assert checkpoint.metadata(path / "policy")["episodes"] == ends[seed]
-        assert checkpoint.metadata(path / "running")["step"] == ends[seed] // 128
+        done = ends[seed] // 128
+        assert checkpoint.metadata(path / "running")["step"] == done
+        assert f"raw_rl seed {seed}: 100% {done}/{done}" in capfd.readouterr().err
 
 
 def test_a_seed_whose_numbers_are_not_finite_stops_no_other(
