@@ -165,10 +165,9 @@ def verdict(record: RunRecord) -> str:
     # The two rates, and after how many episodes.
     known = record.part("internal_rl") or record.part("raw_rl")
     episodes = known.get("episodes")
-    trained = [record.part(name).get("episodes_trained") for name in ("internal_rl", "raw_rl")]
+    trained = [n for name in ALGORITHMS for n in record.part(name).get("episodes_trained", [])]
     task = known.get("task", "of the run")
-    early = min(map(min, filter(None, trained)), default=episodes) != episodes
-    most = "at most " if early else ""
+    most = "at most " if any(n < episodes for n in trained) else ""
     budget = f" after {most}{episodes:,} episodes per seed" if episodes else ""
     numbers = (
         f"on task {task} internal RL succeeds at a rate of {internal or 'nothing yet (not run)'}, "

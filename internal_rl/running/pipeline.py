@@ -31,9 +31,9 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
     chosen = stages.names() if chosen is None else chosen
     check_order(run, chosen)
     print(f"run directory: {run.directory}", flush=True)
-    with owned(run.directory), run.tracker() as tracker, Ahead(run, chosen) as ahead:
-        for name in chosen:
-            ahead.turn(name)
+    with owned(run.directory), run.tracker() as tracker, Ahead(run) as ahead:
+        for place, name in enumerate(chosen):
+            ahead.turn(name, chosen[place + 1 :])
             if name == "report":
                 report(run, tracker)
                 continue
@@ -46,22 +46,20 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
 class Ahead(ExitStack):
     """What stages can do before their turn, beside others; it stops where their turn comes."""
 
-    def __init__(self, run: Run, chosen: tuple[str, ...]):
+    def __init__(self, run: Run):
         super().__init__()
         self.run = run
-        self.chosen = [name for name in chosen if name != "report"]
         self.started: set[str] = set()
 
-    def turn(self, name: str) -> None:
-        """A stage is about to begin."""
+    def turn(self, name: str, later: tuple[str, ...]) -> None:
+        """A stage is about to begin, before the `later` ones."""
         if name in self.started:
             self.close()
-
-        # Jobs of the stages after it.
-        place = self.chosen.index(name) if name in self.chosen else len(self.chosen)
-        for later in set(self.chosen[place + 1 :]) - self.started:
-            if jobs := stages.declared()[later].ahead(self.run):
-                self.started.add(later)
+        for stage in map(stages.declared().get, later):
+            if stage is None or stage.name in self.started:  # None: the report
+                continue
+            if jobs := stage.ahead(self.run):
+                self.started.add(stage.name)
                 self.enter_context(beside(jobs))
 
 

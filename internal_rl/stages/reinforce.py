@@ -83,6 +83,17 @@ def last_update(half: jax.Array | None, rl: ReinforceConfig) -> jax.Array:
     return jnp.where(half > 0, jnp.minimum(half + rl.settle // rl.batch_size, whole), whole)
 
 
+def settled(old: LearnerState, new: LearnerState, rl: ReinforceConfig) -> LearnerState:
+    """The state after an update: `new`, but `old` where the seed had ended before.
+
+    Of several seeds in one program, those that have ended stay until the others have.
+    """
+    if old.half is None:
+        return new
+    ended = old.update >= last_update(old.half, rl)
+    return jax.tree.map(lambda kept, fresh: jnp.where(ended, kept, fresh), old, new)
+
+
 class Learner:
     """One algorithm on one task: the pure functions `learn` and `update`, which also plays."""
 
@@ -176,6 +187,7 @@ class Learner:
         # From the first batch of which half succeed, the seed settles.
         done = state.update + 1
         half = half_reached(state.half, done, metrics["success"])
+        metrics["last"] = last_update(half, self.config.reinforce)
         return LearnerState(params, optimiser, done, kept, half), metrics
 
     def _learn(
@@ -271,14 +283,7 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
 
     def update_one(state: LearnerState, key: jax.Array, number: int | jax.Array) -> Updated:
         new, metrics = learner.update(state, actor, update_key(key, number))
-        return settled(state, new), {**metrics, "last": last_update(new.half, rl)}
-
-    # Of several seeds, those that have ended stay as they are until the others have.
-    def settled(state: LearnerState, new: LearnerState) -> LearnerState:
-        if state.half is None or len(seeds) == 1:
-            return new
-        ended = state.update >= last_update(state.half, rl)
-        return jax.tree.map(lambda old, new: jnp.where(ended, old, new), state, new)
+        return settled(state, new, rl) if len(seeds) > 1 else new, metrics
 
     def test_one(params: Params, key: jax.Array) -> jax.Array:
         return test_success(learner, params, key)
@@ -290,8 +295,7 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
 
         def update_on_host(state: LearnerState, key: jax.Array, number: int | jax.Array) -> Updated:
             episodes = play(actor.with_policy(state.params), update_key(key, number), rl.batch_size)
-            state, metrics = learn(state, episodes)
-            return state, {**metrics, "last": last_update(state.half, rl)}
+            return learn(state, episodes)
 
         update = over_seeds(update_on_host, (0, 0, None))
         test = over_seeds(test_one)
@@ -306,7 +310,8 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
     began = time.monotonic()
     updates = rl.episodes // rl.batch_size
 
-    # RL: every seed has a tracker of its own, all of them share a checkpoint.
+    # RL: every seed has a tracker of its own, all of them share a checkpoint. "last" is no metric
+    # but the update after which the seed ends.
     def log(done: int, metrics: dict[str, np.ndarray], speed: float) -> Mapping[str, str]:
         episodes_per_second = len(seeds) * rl.batch_size * speed
         for row, seed in enumerate(seeds):

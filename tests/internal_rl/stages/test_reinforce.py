@@ -429,7 +429,8 @@ class StubLearner:
         success = params["w"].mean()
         done = state.update + 1
         half = half_reached(state.half, done, success)
-        return LearnerState(params, {"m": momentum}, done, half=half), {"success": success}
+        metrics = {"success": success, "last": last_update(half, self.config.reinforce)}
+        return LearnerState(params, {"m": momentum}, done, half=half), metrics
 
 
 class StoppingTracker(Tracker):
