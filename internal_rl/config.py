@@ -317,7 +317,7 @@ class ProposeConfig:
 class TransitionsConfig:
     """How often what RL starts from makes each leg of the task (ours), of `controllers.trials`."""
 
-    # episodes of the whole task with the policy before RL; null: 65,536 (4,096 in a host's world)
+    # episodes of the whole task with the policy before RL; null: 32,768 (4,096 in a host's world)
     untrained_episodes: int | None = setting(None, POSITIVE)
 
 

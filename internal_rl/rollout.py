@@ -1,13 +1,12 @@
 """The one rollout: an actor plays until every episode has ended (`Rollout`).
 
-Episodes are aligned in time. Finished ones stop costing: every few steps the live ones are gathered
-and stepped block by block, all inside jit (`rollout`). A block also stays in the cache of a CPU
-core, where a whole batch would not. Where the physics runs on the host, a Python loop around the
-two halves of a step does the same.
+Episodes are aligned in time. Finished ones stop costing, in a compiled loop (`rollout`) and where a
+Python loop goes around physics on the host (`driver`).
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from flax import struct
 from jaxtyping import Array
 
 from envs.api import Environment, TimeStep
-from internal_rl.driver import Driver, EnvState
+from internal_rl.driver import Driver, EnvState, in_chunks, play_out
 from internal_rl.internal_env import DecisionEnv, DecisionStep, InternalEnv, RawEnv, State
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.metacontroller import Metacontroller
@@ -24,8 +23,6 @@ from internal_rl.models.model import Model, Params
 from internal_rl.models.policy import LatentPolicy, Policy, RawPolicy
 
 PolicyMemory = Any  # the policy's own type
-STEPS_BETWEEN_COMPACTIONS = 4
-BLOCK = 256  # episodes
 
 
 @struct.dataclass
@@ -128,43 +125,15 @@ def rollout(
     """Play one episode per key.
 
     num_slots: decisions recorded per episode; later ones are taken all the same.
-    compact: step only the live episodes, in blocks of `BLOCK`, instead of all of them at once; a
-    batch that blocks do not divide is always stepped at once. The result does not depend on it, as
+    compact: step only the live episodes (`driver.play_out`). The result does not depend on it, as
     each episode draws from its own key.
     """
-    batch = keys.shape[0]
-    block = BLOCK if compact and batch % BLOCK == 0 else batch
-
-    def advance_block(carry: Carry, times: Array) -> Carry:
-        def one_step(carry: Carry, t: Array) -> tuple[Carry, None]:
-            return advance(env, policy, carry, t), None
-
-        return jax.lax.scan(one_step, carry, times)[0]
-
-    # A few steps of every live episode, then the live ones are gathered anew.
-    def body(loop: tuple[Carry, Array]) -> tuple[Carry, Array]:
-        carry, t = loop
-        times = t + jnp.arange(STEPS_BETWEEN_COMPACTIONS)
-        if block == batch:
-            return advance_block(carry, times), times[-1] + 1
-        done = carry.step.timestep.done
-        order = jnp.argsort(done, stable=True).reshape(-1, block)  # live episodes first
-
-        # Blocks behind the last live episode are not stepped at all.
-        def step_block(index: Array, carry: Carry) -> Carry:
-            rows = order[index]
-            some = advance_block(jax.tree.map(lambda x: x[rows], carry), times)
-            return jax.tree.map(lambda x, y: x.at[rows].set(y, unique_indices=True), carry, some)
-
-        live_blocks = (jnp.sum(~done) + block - 1) // block
-        return jax.lax.fori_loop(0, live_blocks, step_block, carry), times[-1] + 1
-
-    def unfinished(loop: tuple[Carry, Array]) -> Array:
-        carry, t = loop
-        return (t < env.horizon) & ~carry.step.timestep.done.all()
-
-    carry, _ = jax.lax.while_loop(
-        unfinished, body, (start(env, policy, keys, num_slots), jnp.int32(0))
+    carry = play_out(
+        partial(advance, env, policy),
+        start(env, policy, keys, num_slots),
+        lambda carry: carry.step.timestep.done,
+        env.horizon,
+        compact,
     )
     return finish(env, carry)
 
@@ -285,28 +254,34 @@ class Actor:
 class Rollout:
     """Plays an actor's episodes by whatever its world needs: compiled, or stepped from the host."""
 
-    def __init__(self, env: Environment, num_slots: int, compact: bool = True):
-        """num_slots, compact: see `rollout`; on the host, batches are always compacted."""
+    def __init__(
+        self, env: Environment, num_slots: int, compact: bool = True, batch: int | None = None
+    ):
+        """num_slots, compact: see `rollout`; on the host, batches are always compacted.
+
+        batch: episodes that a call plays at a time at most, so that calls for any number of batches
+          share one program; None: all of them at a time.
+        """
         self.env = env
         self.num_slots = num_slots
         self.compact = compact
-        self._play = jax.jit(self.pure, static_argnums=2)
+        self.batch = batch
+        self._play = jax.jit(self._episodes)
         self._start = jax.jit(self._first)
         self._finish = jax.jit(self._last)
         self._driver = Driver(env, self._act, self._observe, env.horizon, compact=env.on_host)
 
     def __call__(self, actor: Actor, key: Array, episodes: int) -> Episodes:
         """Fresh episodes of the actor; the key fixes them."""
-        if not self.env.on_host:
-            return self._play(actor, key, episodes)
-        carry = self._start(actor, jax.random.split(key, episodes))
-        return self._finish(actor, self._driver(actor, carry))
+        play = partial(self._play_on_host if self.env.on_host else self._play, actor)
+        keys = jax.random.split(key, episodes)
+        if self.batch is None or episodes <= self.batch:
+            return play(keys)
+        return in_chunks(play, self.batch, keys)
 
     def pure(self, actor: Actor, key: Array, episodes: int) -> Episodes:
         """The same as a pure function, for use within jit; of worlds that are compiled."""
-        keys = jax.random.split(key, episodes)
-        environment = actor.environment(self.env)
-        return rollout(environment, actor.decider(), keys, self.num_slots, self.compact)
+        return self._episodes(actor, jax.random.split(key, episodes))
 
     def slots(self, actor: Actor) -> Decisions:
         """What one episode of the actor is recorded in: shapes [1, N, ...], nothing is played."""
@@ -323,6 +298,13 @@ class Rollout:
                 return
             carry = driver.step(actor, carry, t)
         yield carry
+
+    def _episodes(self, actor: Actor, keys: Array) -> Episodes:
+        environment = actor.environment(self.env)
+        return rollout(environment, actor.decider(), keys, self.num_slots, self.compact)
+
+    def _play_on_host(self, actor: Actor, keys: Array) -> Episodes:
+        return self._finish(actor, self._driver(actor, self._start(actor, keys)))
 
     def _first(self, actor: Actor, keys: Array) -> Carry:
         return start(actor.environment(self.env), actor.decider(), keys, self.num_slots)

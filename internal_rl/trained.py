@@ -35,8 +35,8 @@ ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 def fresh_base(config: Config, env: Environment) -> Model[Backbone]:
     """The base model before pretraining."""
-    rngs = nnx.Rngs(streams.key(config.seed, "weights.base"))
-    return Model.of(Backbone(env, config.model, rngs))
+    key = streams.key(config.seed, "weights.base")
+    return Model.made(lambda: Backbone(env, config.model, nnx.Rngs(key)))
 
 
 def fresh_controllers(config: Config, env: Environment) -> GoalControllers:
@@ -48,16 +48,16 @@ def fresh_controllers(config: Config, env: Environment) -> GoalControllers:
 
 def fresh_metacontroller(config: Config) -> Model[Metacontroller]:
     """The metacontroller before discovery."""
-    rngs = nnx.Rngs(streams.key(config.seed, "weights.metacontroller"))
-    return Model.of(Metacontroller(config.metacontroller, config.model, rngs))
+    key = streams.key(config.seed, "weights.metacontroller")
+    return Model.made(lambda: Metacontroller(config.metacontroller, config.model, nnx.Rngs(key)))
 
 
 def fresh_proposal(
     env: Environment, latent: int, components: int, key: Array | None = None
 ) -> Model[Proposal]:
     """A proposal before it is fitted; key: None where only the shapes matter."""
-    rngs = nnx.Rngs(jax.random.key(0) if key is None else key)
-    return Model.of(Proposal(env.observation_spec, latent, components, rngs))
+    key = jax.random.key(0) if key is None else key
+    return Model.made(lambda: Proposal(env.observation_spec, latent, components, nnx.Rngs(key)))
 
 
 def fresh_policy(config: Config, proposal: Proposal | None, rngs: nnx.Rngs) -> LatentPolicy:
@@ -88,7 +88,8 @@ class TrainedModels:
 
     def base(self) -> Model[Backbone]:
         """The pretrained base model."""
-        return self._restore("base", fresh_base(self.config, self.env), "model.")
+        like = jax.eval_shape(lambda: fresh_base(self.config, self.env))
+        return self._restore("base", like, "model.")
 
     def steered_base(self) -> Model[Backbone]:
         """The base model that the metacontroller steers; with co-training, as that has left it."""
@@ -100,13 +101,13 @@ class TrainedModels:
     def controllers(self) -> GoalControllers:
         """The supervised controllers."""
         path = self.directory / "controllers" / "params"
-        like = fresh_controllers(self.config, self.env)
+        like = jax.eval_shape(lambda: fresh_controllers(self.config, self.env))
         return checkpoint.restore(path, like, self._settings("model.", "controllers.rank"))
 
     def metacontroller(self) -> Model[Metacontroller]:
         """The metacontroller."""
-        fresh = fresh_metacontroller(self.config)
-        return self._restore("metacontroller", fresh, "model.", "metacontroller.")
+        like = jax.eval_shape(lambda: fresh_metacontroller(self.config))
+        return self._restore("metacontroller", like, "model.", "metacontroller.")
 
     def proposal(self) -> Model[Proposal] | None:
         """The proposal that internal RL starts from; None where it starts from none."""
@@ -114,8 +115,8 @@ class TrainedModels:
         if not components:
             return None
         latent = self.config.metacontroller.latent
-        fresh = fresh_proposal(self.env, latent, components)
-        return self._restore("proposal", fresh, "propose.components", "metacontroller.latent")
+        like = jax.eval_shape(lambda: fresh_proposal(self.env, latent, components))
+        return self._restore("proposal", like, "propose.components", "metacontroller.latent")
 
     def matches(self) -> Int[np.ndarray, "K S"]:
         """Held-out codes of each subgoal by component of the proposal."""
@@ -130,8 +131,9 @@ class TrainedModels:
         """
         if algorithm == "raw_rl":
             return Actor(self.base())
-        policy = fresh_policy(self.config, self._proposal_module, nnx.Rngs(0))
-        return Actor(Model.of(policy), self.steered_base(), self.metacontroller())
+        proposal = self._proposal_module
+        policy = Model.made(lambda: fresh_policy(self.config, proposal, nnx.Rngs(0)))
+        return Actor(policy, self.steered_base(), self.metacontroller())
 
     def policy_initialiser(self, actor: Actor) -> Callable[[Array], Params]:
         """A pure function of a key: the parameters of the actor's policy before RL."""
@@ -154,11 +156,11 @@ class TrainedModels:
         return actor.with_policy(params)
 
     def rollout(self, algorithm: Algorithm) -> Rollout:
-        """Plays actors in `env`."""
+        """Plays actors in `env`, as many episodes at a time as RL does."""
         rl = self.config.reinforce
         slots = rl.max_decisions if algorithm == "internal_rl" else self.env.horizon
         # Blocks of a vmapped rollout would each select over the whole batch.
-        return Rollout(self.env, slots, compact=not rl.vmap_seeds)
+        return Rollout(self.env, slots, compact=not rl.vmap_seeds, batch=rl.batch_size)
 
     def agent(self, algorithm: Algorithm, rl_seed: int) -> "Agent":
         """The agent of a finished RL seed in `env`."""

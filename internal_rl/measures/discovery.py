@@ -16,8 +16,8 @@ from envs.api import Environment
 from internal_rl import streams
 from internal_rl.config import Config
 from internal_rl.data.batches import Batch, whole
-from internal_rl.data.chunks import in_chunks
 from internal_rl.data.dataset import load
+from internal_rl.driver import in_chunks
 from internal_rl.measures.codes import (
     Codes,
     nearest_neighbour_accuracy,
@@ -55,7 +55,7 @@ def infer_and_score(
     metacontroller: Model[Metacontroller],
     batch: Batch,
     keys: jax.Array,
-    hard: bool = False,
+    hard: bool | jax.Array = False,
 ) -> tuple[Inference, jax.Array]:
     """The posterior, and log p(a_t | o_{1:t}, z_{1:t}) [B, T] of the model that it steers.
 
@@ -110,7 +110,7 @@ class Diagnostics:
             proposals = jax.vmap(lambda key: jax.random.normal(key, draws))(keys)
             return controller.latents(e, batch.mask, proposals)
 
-        self._infer = jax.jit(infer_and_score, static_argnames="hard")
+        self._infer = jax.jit(infer_and_score)
         self._log_prob_under = log_prob_under
         self._prior_latents = prior_latents
 
@@ -118,7 +118,7 @@ class Diagnostics:
         self, base: Model[Backbone], metacontroller: Model[Metacontroller]
     ) -> tuple[Inference, np.ndarray]:
         """The posterior and the log-probability of the actions under it, of all episodes."""
-        return self._sampled(self._infer, base, metacontroller)
+        return self._sampled(partial(self._infer, hard=False), base, metacontroller)
 
     def scores(
         self, base: Model[Backbone], metacontroller: Model[Metacontroller]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from internal_rl.data.batches import Batch
-from internal_rl.data.chunks import in_chunks
+from internal_rl.driver import in_chunks
 from internal_rl.models.backbone import Backbone
 from internal_rl.models.model import Model
 

@@ -178,7 +178,7 @@ class Metacontroller(nnx.Module):
         keys: Array,
         lag: Array | None = None,
         recovery: Float[Array, "B"] | None = None,
-        hard: bool = False,
+        hard: bool | Bool[Array, ""] = False,
     ) -> Inference:
         """A posterior sample of the latent for whole sequences.
 
@@ -222,7 +222,7 @@ class Metacontroller(nnx.Module):
         history: Float[Array, "B T H"],
         proposals: Float[Array, "B T Z"],
         recovery: Float[Array, "B"] | None = None,
-        hard: bool = False,
+        hard: bool | Bool[Array, ""] = False,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T Z"]]:
         """The scan over switch and latent: (beta, z) for given proposals z~.
 
@@ -245,8 +245,7 @@ class Metacontroller(nnx.Module):
             latent, budget = carry
             feature, proposal, forced = step
             beta = jnp.where(forced, 1.0, budget * self._switch_probability(feature, latent))
-            if hard:
-                beta = jnp.where(beta >= SWITCH_THRESHOLD, 1.0, 0.0)
+            beta = jnp.where(hard, jnp.where(beta >= SWITCH_THRESHOLD, 1.0, 0.0), beta)
             latent = beta[:, None] * proposal + (1 - beta[:, None]) * latent
             return (latent, jnp.minimum(budget - beta + refill, 1.0)), (beta, latent)
 

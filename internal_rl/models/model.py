@@ -1,7 +1,9 @@
 """A model as a value: the parameters of a module beside its static graph."""
 
+from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar
 
+import jax
 from flax import nnx, struct
 
 Params = dict[str, Any]  # nested, with arrays as leaves
@@ -24,6 +26,11 @@ class Model(Generic[Module]):
         """The model that a module is; its variables must all be parameters."""
         graph, params = nnx.split(module, nnx.Param)
         return cls(nnx.to_pure_dict(params), graph)
+
+    @classmethod
+    def made(cls, make: Callable[[], Module]) -> Self:
+        """The model of a module that is made in one compiled program, not one per parameter."""
+        return jax.jit(lambda: cls.of(make()))()
 
     def with_params(self, params: Params) -> Self:
         """The same model with other parameters."""

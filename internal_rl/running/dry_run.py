@@ -4,6 +4,7 @@ Parameters, counted FLOPs, memory and time per stage.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from jaxtyping import PyTree
 from envs.api import Dense, Environment
 from internal_rl.config import Config, DiscoverConfig, PretrainConfig
 from internal_rl.measures.legs import legs_of
+from internal_rl.models.model import Model
 from internal_rl.models.policy import LatentPolicy
 from internal_rl.models.proposal import Proposal
 from internal_rl.run import make_env
@@ -167,8 +169,8 @@ def count_shared(config: Config) -> Shared:
         env=env,
         post_env=make_env(config, config.env.post_tasks),
         horizon=config.collect.max_steps or env.horizon,
-        base_params=_count(fresh_base(config, env).params),
-        meta_params=_count(fresh_metacontroller(config).params),
+        base_params=_count(lambda: fresh_base(config, env).params),
+        meta_params=_count(lambda: fresh_metacontroller(config).params),
         factors=factors,
         base=base,
         meta=meta,
@@ -298,9 +300,7 @@ def reinforce_rows(shared: Shared) -> list[Row]:
     playing = rl.batch_size * shared.playing
 
     decision = decision_flops(config, shared.env)
-    policy_params = _count(
-        nnx.state(nnx.eval_shape(lambda: _policy(config, shared.env)), nnx.Param)
-    )
+    policy_params = _count(lambda: Model.of(_policy(config, shared.env)).params)
     policy_activations = rl.max_decisions * 16 * config.policy.width
     return [
         Row(
@@ -339,14 +339,15 @@ def _policy(config: Config, env: Environment) -> LatentPolicy:
     return fresh_policy(config, proposal, rngs)
 
 
-def _count(params: PyTree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+def _count(fresh: Callable[[], PyTree]) -> int:
+    """How many numbers a tree holds; none is made."""
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(fresh)))
 
 
 def describe(config: Config) -> str:
     """A table of the stages: steps, FLOPs, memory, and time at this device's measured rate."""
-    base_params = _count(fresh_base(config, make_env(config)).params)
-    meta_params = _count(fresh_metacontroller(config).params)
+    base_params = _count(lambda: fresh_base(config, make_env(config)).params)
+    meta_params = _count(lambda: fresh_metacontroller(config).params)
     rate = measured_rate()
     lines = [
         f"base model {base_params:,} parameters, metacontroller {meta_params:,}; "

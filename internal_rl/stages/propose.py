@@ -19,8 +19,8 @@ from envs.api import Dense
 from internal_rl import streams
 from internal_rl.config import OptimConfig
 from internal_rl.data.batches import Batch, training_batches, whole
-from internal_rl.data.chunks import in_chunks
 from internal_rl.data.dataset import load
+from internal_rl.driver import in_chunks
 from internal_rl.models.distributions import Mixture
 from internal_rl.models.metacontroller import SWITCH_THRESHOLD, Inference
 from internal_rl.models.model import Model, Params

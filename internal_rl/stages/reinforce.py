@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -268,44 +269,16 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
     rl = config.reinforce
     seeds = sorted(trackers)
     learner = make_learner(run, algorithm)
-    actor = learner.actor
-    play = learner.rollout
-    initial = run.post_models.policy_initialiser(actor)
+    initial = run.post_models.policy_initialiser(learner.actor)
     keys = jnp.stack([seed_key(config, algorithm, seed) for seed in seeds])
-    over_seeds = jax.vmap if len(seeds) > 1 else _single
+    update, test = _over_seeds(learner, len(seeds))
 
-    # Pure functions of one seed's state and key.
     def init_one(key: jax.Array) -> LearnerState:
         return learner.init(initial(streams.fold(key, "weights.policy")))
 
-    def update_key(key: jax.Array, number: int | jax.Array) -> jax.Array:
-        return jax.random.fold_in(streams.fold(key, "rl.update"), number)
-
-    def update_one(state: LearnerState, key: jax.Array, number: int | jax.Array) -> Updated:
-        new, metrics = learner.update(state, actor, update_key(key, number))
-        return settled(state, new, rl) if len(seeds) > 1 else new, metrics
-
-    def test_one(params: Params, key: jax.Array) -> jax.Array:
-        return test_success(learner, params, key)
-
-    # All seeds at once, an update being one program that plays and learns. On the host, where one
-    # seed at most is played at a time, only learning is a program.
-    if learner.env.on_host:
-        learn = jax.jit(learner.learn)
-
-        def update_on_host(state: LearnerState, key: jax.Array, number: int | jax.Array) -> Updated:
-            episodes = play(actor.with_policy(state.params), update_key(key, number), rl.batch_size)
-            return learn(state, episodes)
-
-        update = over_seeds(update_on_host, (0, 0, None))
-        test = over_seeds(test_one)
-    else:
-        update = jax.jit(over_seeds(update_one, (0, 0, None)))
-        test = jax.jit(over_seeds(test_one))
-
     # The policies before RL, and how often they succeed.
     name = "-".join(map(str, seeds))
-    state = jax.jit(over_seeds(init_one))(keys)
+    state = jax.jit(jax.vmap(init_one) if len(seeds) > 1 else _single(init_one))(keys)
     before = test(state.params, keys)
     began = time.monotonic()
     updates = rl.episodes // rl.batch_size
@@ -362,6 +335,46 @@ def train_seeds(run: Run, trackers: dict[int, Tracker], algorithm: Algorithm) ->
     return results
 
 
+def _over_seeds(
+    learner: Learner, num_seeds: int
+) -> tuple[Callable[..., Updated], Callable[[Params, jax.Array], jax.Array]]:
+    """(update, test) of several seeds at once, or of one.
+
+    update: (states, keys, number) -> states after that update of all seeds, and its metrics.
+    test: (parameters of policies, keys) -> success over `test_episodes` fresh episodes.
+    """
+    rl = learner.config.reinforce
+    actor = learner.actor
+
+    def update_key(key: jax.Array, number: int | jax.Array) -> jax.Array:
+        return jax.random.fold_in(streams.fold(key, "rl.update"), number)
+
+    def success(play: Callable[..., Episodes], params: Params, key: jax.Array) -> jax.Array:
+        test_key = streams.fold(key, "rl.test")
+        return play(actor.with_policy(params), test_key, rl.test_episodes).success.mean()
+
+    # Several seeds are one program, in which those that have ended stay as they are.
+    if num_seeds > 1:
+
+        def update_together(state: LearnerState, key: jax.Array, number: jax.Array) -> Updated:
+            new, metrics = learner.update(state, actor, update_key(key, number))
+            return settled(state, new, rl), metrics
+
+        together = jax.jit(jax.vmap(update_together, (0, 0, None)))
+        return together, jax.jit(jax.vmap(partial(success, learner.rollout.pure)))
+
+    # One seed plays by a program of its own, which its tests and other stages play by, too, or on
+    # the host; another one learns.
+    learn = jax.jit(learner.learn)
+
+    def update_alone(state: LearnerState, key: jax.Array, number: int) -> Updated:
+        now = actor.with_policy(state.params)
+        return learn(state, learner.rollout(now, update_key(key, number), rl.batch_size))
+
+    alone = _single(update_alone, (0, 0, None))
+    return alone, _single(partial(success, learner.rollout))
+
+
 def _single(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
     """`vmap` over an axis of length 1 without its cost: a `cond` still runs one branch only."""
 
@@ -374,14 +387,6 @@ def _single(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any
         return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*inner))
 
     return call
-
-
-def test_success(learner: Learner, params: Params, key: jax.Array) -> jax.Array:
-    """Success over `test_episodes` fresh episodes, with draws of latents and actions by the key."""
-    episodes = learner.config.reinforce.test_episodes
-    play = learner.rollout if learner.env.on_host else learner.rollout.pure
-    actor = learner.actor.with_policy(params)
-    return play(actor, streams.fold(key, "rl.test"), episodes).success.mean()
 
 
 # --- all algorithms and seeds: one process per core, or one program ---------------------------

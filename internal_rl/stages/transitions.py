@@ -22,9 +22,8 @@ from envs.api import Environment, TimeStep
 from envs.tasks import TaskSet
 from internal_rl import streams
 from internal_rl.config import Config
-from internal_rl.data.chunks import in_chunks
 from internal_rl.data.dataset import DatasetError
-from internal_rl.driver import Driver
+from internal_rl.driver import Driver, in_chunks
 from internal_rl.internal_env import ControlledEnv, ControlledState
 from internal_rl.measures.legs import Leg, chance, leg_name, legs_of
 from internal_rl.models.backbone import Backbone
@@ -40,9 +39,9 @@ from internal_rl.training.tracking import Tracker
 
 Source = Literal["base", "prior", "same_code", "first_code", "start", "expert"]
 Steering = Literal["nothing", "codes", "components"]
-# Episodes of the policy before RL: half a minute and, where the physics runs on the host, a minute
+# Episodes of the policy before RL: ten seconds and, where the physics runs on the host, a minute
 # or two.
-UNTRAINED = 65_536
+UNTRAINED = 32_768
 HOST_UNTRAINED = 4_096
 REDRAWS = 8  # latents kept ready per trial; after that many openings the first one comes again
 
@@ -407,13 +406,9 @@ def untrained(run: Run) -> dict[str, int]:
     policy_key = streams.fold(seed_key(config, "internal_rl", 0), "weights.policy")
     actor = actor.with_policy(jax.jit(models.policy_initialiser(actor))(policy_key))
 
-    # Played in batches of RL's size, at least as many episodes as asked for.
+    # Played in batches of RL's size.
     play = models.rollout("internal_rl")
     episodes = untrained_episodes(config, run.post_env)
-    chunk = min(config.reinforce.batch_size, episodes)
-    calls = -(-episodes // chunk)
-    successes = 0
-    for call in range(calls):
-        key = streams.key(config.seed, "transitions.untrained", call)
-        successes += int(np.asarray(play(actor, key, chunk).success).sum())
-    return {"episodes": calls * chunk, "successes": successes}
+    key = streams.key(config.seed, "transitions.untrained")
+    successes = int(np.asarray(play(actor, key, episodes).success).sum())
+    return {"episodes": episodes, "successes": successes}

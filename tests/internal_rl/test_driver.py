@@ -19,7 +19,7 @@ from envs.gridworld_expert import GridExpert
 from internal_rl import driver
 from internal_rl.config import Config
 from internal_rl.data.expert_episodes import make_expert, make_generator
-from internal_rl.driver import Driver
+from internal_rl.driver import Driver, in_chunks
 from internal_rl.models.model import Model
 from internal_rl.rollout import Actor, Rollout, rollout
 from internal_rl.run import Run
@@ -75,7 +75,49 @@ def assert_same(actual: Any, expected: Any) -> None:
     )
 
 
-def test_collection(config: Config, env: GridWorld, host: HostGrid) -> None:
+def test_chunks_are_joined_and_no_larger_than_asked() -> None:
+    sizes = []
+
+    def add(batch: dict[str, np.ndarray], row: np.ndarray) -> dict[str, np.ndarray]:
+        sizes.append(len(row))
+        return {"sum": batch["x"] + row[:, None]}
+
+    x = np.arange(14.0).reshape(7, 2)
+    joined = in_chunks(add, 3, {"x": x}, np.arange(7))
+    assert sizes == [3, 3, 1]
+    np.testing.assert_array_equal(joined["sum"], x + np.arange(7)[:, None])
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "compact", "expected"),
+    [
+        # Rows 1, 3 and 6 live on after four steps, and 0 fills a block; 1 and 3 after eight.
+        (10, True, [8, 10, 4, 10, 4, 4, 8, 4]),
+        (10, False, [10] * 8),
+        (20, False, [12] * 8),  # the longest row ends
+        (3, True, [3] * 8),
+    ],
+)
+def test_ended_rows_are_put_aside(
+    num_steps: int, compact: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How often each row is stepped, blocks of two."""
+    monkeypatch.setattr(driver, "BLOCK", 2)
+    length = jnp.array([1, 9, 2, 12, 3, 1, 5, 1])
+    last = driver.play_out(
+        lambda carry, t: (carry[0], carry[1] + 1),
+        (length, jnp.zeros(8, jnp.int32)),
+        lambda carry: carry[1] >= carry[0],
+        num_steps,
+        compact,
+    )
+    assert last[1].tolist() == expected
+
+
+def test_collection(
+    config: Config, env: GridWorld, host: HostGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "BLOCK", 4)  # the compiled loop puts rows aside, too
     keys = jax.random.split(jax.random.key(3), BATCH)
 
     def make(env):
@@ -149,6 +191,16 @@ def test_rollouts(
         {BATCH // 4} if algorithm == "raw_rl" else set()
     )
     assert all(rows >= count for rows, count in zip(compacted, live, strict=True))
+
+
+def test_episodes_do_not_depend_on_how_many_are_played_at_a_time(
+    env: GridWorld, make_actor: Callable, make_rollout: Callable
+) -> None:
+    actor, key = make_actor("internal_rl"), jax.random.key(5)
+    play = make_rollout(env, "internal_rl")
+    expected = play(actor, key, BATCH)
+    play.batch = BATCH // 2 + 1  # the last piece is smaller
+    assert_same(play(actor, key, BATCH), expected)
 
 
 def test_recorded_steps(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs.gridworld import GridWorld
-from internal_rl import rollout as module
+from internal_rl import driver
 from internal_rl.config import Config
 from internal_rl.internal_env import DecisionEnv, InternalEnv, RawEnv
 from internal_rl.models.backbone import Backbone, episode_starts
@@ -87,7 +87,7 @@ def test_compiled_rollout_plays_the_episodes_of_the_loop_with_and_without_compac
 ) -> None:
     """With fewer slots than decisions: the ones that do not fit are taken, and not recorded."""
     looped = make_looped(kind)
-    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(driver, "BLOCK", 4)
 
     def play(compact: bool) -> Episodes:
         play = jax.jit(lambda keys: rollout(looped.env, looped.policy, keys, SLOTS, compact))

@@ -20,7 +20,6 @@ from internal_rl.data.batches import (
     packed_batches,
     whole,
 )
-from internal_rl.data.chunks import in_chunks
 from internal_rl.data.dataset import LABELS, Behaviour, DatasetError, ShardWriter, concatenate, load
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=30).map(np.array)
@@ -309,19 +308,6 @@ def test_concatenate_joins_steps_episodes_and_labels() -> None:
     assert_same(
         concatenate([behaviour(3, 1), behaviour(2, start=4)]), behaviour(3, 1, 2), labels=True
     )
-
-
-def test_chunks_are_joined_and_no_larger_than_asked() -> None:
-    sizes = []
-
-    def add(batch: dict[str, np.ndarray], row: np.ndarray) -> dict[str, np.ndarray]:
-        sizes.append(len(row))
-        return {"sum": batch["x"] + row[:, None]}
-
-    x = np.arange(14.0).reshape(7, 2)
-    joined = in_chunks(add, 3, {"x": x}, np.arange(7))
-    assert sizes == [3, 3, 1]
-    np.testing.assert_array_equal(joined["sum"], x + np.arange(7)[:, None])
 
 
 def test_batches_are_padded_with_empty_rows_and_hold_the_same_episodes() -> None:

@@ -1,6 +1,7 @@
 """A model as a value: it comes back as it was, and equal graphs share one compiled program."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,16 @@ def test_a_module_comes_back_as_it_was(
     jax.tree.map(np.testing.assert_array_equal, *outputs)
     assert Model.of(again).graph == model.graph
     jax.tree.map(np.testing.assert_array_equal, Model.of(again).params, model.params)
+
+
+def test_a_model_made_in_one_program_is_that_made_operation_by_operation(
+    make_metacontroller: Callable, model: Model[Metacontroller]
+) -> None:
+    made = Model.made(make_metacontroller)
+    assert made.graph == model.graph
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), made.params, model.params)
+    like = jax.eval_shape(lambda: Model.made(make_metacontroller))
+    assert jax.tree.map(jnp.shape, like) == jax.tree.map(jnp.shape, model)
 
 
 def test_its_leaves_are_the_parameters(model: Model[Metacontroller]) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import nnx, struct
 
 from envs.gridworld import GridWorld
 from internal_rl import streams
@@ -399,12 +399,22 @@ class StubActor:
         return StubActor(params)
 
 
+@struct.dataclass
+class StubEpisodes:
+    """What the stubs play."""
+
+    success: jax.Array
+    noise: jax.Array
+
+
 class StubRollout:
     """Plays nothing: success is what parameters and key say."""
 
-    def pure(self, actor: StubActor, key: jax.Array, episodes: int) -> Any:
+    def pure(self, actor: StubActor, key: jax.Array, episodes: int) -> StubEpisodes:
         threshold = actor.params["w"].mean() + noise(key)[0]
-        return SimpleNamespace(success=jnp.linspace(0, 10, episodes) < threshold)
+        return StubEpisodes(jnp.linspace(0, 10, episodes) < threshold, noise(key))
+
+    __call__ = pure
 
 
 class StubLearner:
@@ -424,7 +434,11 @@ class StubLearner:
     def update(
         self, state: LearnerState, actor: StubActor, key: jax.Array
     ) -> tuple[LearnerState, dict]:
-        momentum = 0.5 * state.optimiser["m"] + noise(key)
+        size = self.config.reinforce.batch_size
+        return self.learn(state, self.rollout.pure(actor.with_policy(state.params), key, size))
+
+    def learn(self, state: LearnerState, episodes: StubEpisodes) -> tuple[LearnerState, dict]:
+        momentum = 0.5 * state.optimiser["m"] + episodes.noise
         params = {"w": state.params["w"] + momentum}
         success = params["w"].mean()
         done = state.update + 1
@@ -548,15 +562,15 @@ def test_a_seed_whose_numbers_are_not_finite_stops_no_other(
         left_out = optax.ApplyIfFiniteState(jnp.int32(0), jnp.bool_(True), jnp.int32(0), None)
         return LearnerState(params, (left_out, {"m": jnp.zeros(2)}), jnp.zeros((), jnp.int32))
 
-    def update(state: LearnerState, actor: StubActor, key: jax.Array) -> Any:
+    def learn(state: LearnerState, episodes: StubEpisodes) -> Any:
         left_out, rest = state.optimiser
-        inner, metrics = plain(LearnerState(state.params, rest, state.update), actor, key)
+        inner, metrics = plain(LearnerState(state.params, rest, state.update), episodes)
         first = jnp.abs(state.params["w"] - noise(streams.fold(seeds[0], "weights.policy"))).sum()
         bad = (state.update == 0) & (first == 0)
         count = left_out._replace(total_notfinite=left_out.total_notfinite + bad)
         return replace(inner, optimiser=(count, inner.optimiser)), metrics
 
-    plain, stub.init, stub.update = stub.update, init, update  # type: ignore[method-assign]
+    plain, stub.init, stub.learn = stub.learn, init, learn  # type: ignore[method-assign]
     run = StubRun(stub.config, tmp_path)
     with pytest.raises(DivergedError, match="raw_rl: a loss or gradient of seed 4 was not finite"):
         reinforce._run_together(run, "raw_rl", [4, 7])
