@@ -51,10 +51,12 @@ def play_out(
     step: Callable[[Carry, Array], Carry],
     carry: Carry,
     done: Callable[[Carry], Bool[Array, "B"]],
-    num_steps: int,
+    steps: tuple[int | Array, int | Array],
     compact: bool,
 ) -> Carry:
-    """The carry after `num_steps`, or once all rows are done; for use within jit.
+    """The carry after the steps from the first to before the second of `steps`; for use within jit.
+
+    It ends before where all rows are done.
 
     step: (some rows of the carry, t) -> the same rows after step t.
     done: which rows have ended; stepping them further must not change what they stand for.
@@ -67,7 +69,7 @@ def play_out(
     # A few steps of every live row, then the live ones are gathered anew.
     def advance(loop: tuple[Carry, Array]) -> tuple[Carry, Array]:
         carry, t = loop
-        end = jnp.minimum(t + STEPS_BETWEEN_COMPACTIONS, num_steps)
+        end = jnp.minimum(t + STEPS_BETWEEN_COMPACTIONS, steps[1])
 
         def some_steps(carry: Carry) -> Carry:
             return jax.lax.fori_loop(t, end, lambda t, carry: step(carry, t), carry)
@@ -87,9 +89,9 @@ def play_out(
 
     def unfinished(loop: tuple[Carry, Array]) -> Array:
         carry, t = loop
-        return (t < num_steps) & ~done(carry).all()
+        return (t < steps[1]) & ~done(carry).all()
 
-    return jax.lax.while_loop(unfinished, advance, (carry, jnp.int32(0)))[0]
+    return jax.lax.while_loop(unfinished, advance, (carry, jnp.int32(steps[0])))[0]
 
 
 class Driver:
@@ -116,13 +118,13 @@ class Driver:
             state, timestep = jax.vmap(env.step)(state, action)
             return observe(parameters, carry, state, timestep, t), timestep.done
 
-        def loop(parameters: Parameters, carry: Carry) -> Carry:
+        def loop(parameters: Parameters, carry: Carry, begin: Array, end: Array) -> Carry:
             done = jnp.zeros(len(jax.tree.leaves(carry)[0]), bool)
             return play_out(
                 lambda pair, t: step(parameters, pair[0], t),
                 (carry, done),
                 lambda pair: pair[1],
-                num_steps,
+                (begin, end),
                 compact,
             )[0]
 
@@ -131,18 +133,19 @@ class Driver:
             self._observe = jax.jit(observe, donate_argnums=1)
             self._host: Callable[[int], HostEpisodes] = cache(partial(registry.make_host, env))
         else:
-            self._step = jax.jit(lambda *arguments: step(*arguments)[0])
             self._loop = jax.jit(loop)
 
     def __call__(self, parameters: Parameters, carry: Carry) -> Carry:
         """The carry after `num_steps`, or once all episodes have ended."""
-        return (self._loop_on_host if self.env.on_host else self._loop)(parameters, carry)
+        if self.env.on_host:
+            return self._loop_on_host(parameters, carry)
+        return self._loop(parameters, carry, 0, self.num_steps)
 
     def step(self, parameters: Parameters, carry: Carry, t: int) -> Carry:
-        """The carry after one step."""
-        if not self.env.on_host:
-            return self._step(parameters, carry, jnp.int32(t))
-        return self._step_on_host(parameters, carry, t)[0]
+        """The carry after one step, by the program that plays all of them."""
+        if self.env.on_host:
+            return self._step_on_host(parameters, carry, t)[0]
+        return self._loop(parameters, carry, t, t + 1)
 
     def _step_on_host(
         self, parameters: Parameters, carry: Carry, t: int

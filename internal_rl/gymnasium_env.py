@@ -30,7 +30,7 @@ from internal_rl.training import checkpoint
 BOUND = 10.0
 
 # What the driver hands from step to step: the state, and what it shows.
-_Carry = tuple[InternalState, DecisionStep | None]
+_Carry = tuple[InternalState, DecisionStep]
 # What stays the same within a step: the latents [1, Z] and the keys of the episodes [1].
 _Held = tuple[Float[Array, "1 Z"], Array]
 
@@ -66,7 +66,7 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float32)
         self.action_space = spaces.Box(-float(bound), float(bound), (latent,), np.float32)
         self._programs = _Programs(internal)
-        self._state: InternalState | None = None
+        self._carry: _Carry | None = None
         self._over = False, False  # terminated, truncated
 
     def reset(
@@ -82,17 +82,17 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         super().reset(seed=as_seed(seed))
         key = jax.random.key(int(self.np_random.integers(2**31))) if key is None else key
         reset_keys, self._keys = split_keys(key[None])
-        self._state, now = self._programs.reset(reset_keys)
+        self._carry = self._programs.reset(reset_keys)
         self._t = 0
         self._over = False, False
-        self._e = np.array(now.input.residual_stream[0], np.float32)
+        self._e = np.array(self._carry[1].input.residual_stream[0], np.float32)
         return self._e.copy(), {"success": False, "steps": 0}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Hold the latent until the switch opens or the episode ends; returns Gymnasium's five."""
         require_jax()
         action = as_action(self.action_space, action)
-        if self._state is None:
+        if self._carry is None:
             raise ResetNeeded("step before the first reset: call reset")
         held = jnp.asarray(action)[None], self._keys
         reward = 0.0
@@ -102,10 +102,10 @@ class InternalGymnasiumEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         # Primitive steps under one latent, as many as it is held for.
         is_decision = False
         while not is_decision and not any(self._over):
-            self._state, now = self._programs.step(held, (self._state, None), self._t)
+            self._carry = self._programs.step(held, self._carry, self._t)
             self._t += 1
             steps += 1
-            now = jax.device_get(now)
+            now = jax.device_get(self._carry[1])
             timestep = now.timestep
             reward += float(timestep.reward[0])
             success = bool(timestep.success[0])
@@ -157,10 +157,10 @@ class _Programs:
 
     def _act(self, held: _Held, carry: _Carry, t: Array) -> tuple[_Carry, EnvState, Array]:
         latent, episode_keys = held
-        state, _ = carry
+        state, shown = carry
         _, keys = split_keys(jax.vmap(jax.random.fold_in, (0, None))(episode_keys, t))
         state, action = self._internal.act(keys, state, latent, t)
-        return (state, None), self._internal.primitive(state), action
+        return (state, shown), self._internal.primitive(state), action
 
     def _observe(
         self, held: _Held, carry: _Carry, env_state: EnvState, timestep: TimeStep, t: Array

@@ -132,7 +132,7 @@ def rollout(
         partial(advance, env, policy),
         start(env, policy, keys, num_slots),
         lambda carry: carry.step.timestep.done,
-        env.horizon,
+        (0, env.horizon),
         compact,
     )
     return finish(env, carry)
@@ -266,22 +266,23 @@ class Rollout:
         self.num_slots = num_slots
         self.compact = compact
         self.batch = batch
-        self._play = jax.jit(self._episodes)
         self._start = jax.jit(self._first)
         self._finish = jax.jit(self._last)
-        self._driver = Driver(env, self._act, self._observe, env.horizon, compact=env.on_host)
+        compact = compact or env.on_host
+        self._driver = Driver(env, self._act, self._observe, env.horizon, compact)
 
     def __call__(self, actor: Actor, key: Array, episodes: int) -> Episodes:
         """Fresh episodes of the actor; the key fixes them."""
-        play = partial(self._play_on_host if self.env.on_host else self._play, actor)
         keys = jax.random.split(key, episodes)
         if self.batch is None or episodes <= self.batch:
-            return play(keys)
-        return in_chunks(play, self.batch, keys)
+            return self._play(actor, keys)
+        return in_chunks(partial(self._play, actor), self.batch, keys)
 
     def pure(self, actor: Actor, key: Array, episodes: int) -> Episodes:
         """The same as a pure function, for use within jit; of worlds that are compiled."""
-        return self._episodes(actor, jax.random.split(key, episodes))
+        keys = jax.random.split(key, episodes)
+        environment = actor.environment(self.env)
+        return rollout(environment, actor.decider(), keys, self.num_slots, self.compact)
 
     def slots(self, actor: Actor) -> Decisions:
         """What one episode of the actor is recorded in: shapes [1, N, ...], nothing is played."""
@@ -289,21 +290,19 @@ class Rollout:
         return jax.eval_shape(self._first, actor, key).episodes.decisions
 
     def steps(self, actor: Actor, keys: Array) -> Iterator[Carry]:
-        """The episodes of these keys, step by step: yields a copy of the state at every step."""
-        driver = Driver(self.env, self._act, self._observe, self.env.horizon)
+        """The episodes of these keys, step by step: yields a copy of the state at every step.
+
+        As many keys as `batch` need no other program than the episodes of a call.
+        """
         carry = self._start(actor, keys)
         for t in range(self.env.horizon):
             yield jax.tree.map(jnp.copy, carry)  # the next step may use it up
             if bool(carry.step.timestep.done.all()):
                 return
-            carry = driver.step(actor, carry, t)
+            carry = self._driver.step(actor, carry, t)
         yield carry
 
-    def _episodes(self, actor: Actor, keys: Array) -> Episodes:
-        environment = actor.environment(self.env)
-        return rollout(environment, actor.decider(), keys, self.num_slots, self.compact)
-
-    def _play_on_host(self, actor: Actor, keys: Array) -> Episodes:
+    def _play(self, actor: Actor, keys: Array) -> Episodes:
         return self._finish(actor, self._driver(actor, self._start(actor, keys)))
 
     def _first(self, actor: Actor, keys: Array) -> Carry:

@@ -9,7 +9,7 @@ from internal_rl.trained import seed_key
 from internal_rl.training import files
 
 POSES = ("agent", "qpos")  # where the agent is: the grid world's cell, the ant's positions
-CANDIDATES = 64  # episodes played to find a successful one
+HOST_CANDIDATES = 64  # episodes played to find a successful one; elsewhere a batch of RL's
 
 
 def record_episode(run: Run) -> dict[str, np.ndarray]:
@@ -19,16 +19,26 @@ def record_episode(run: Run) -> dict[str, np.ndarray]:
     """
     agent = run.agent("internal_rl")
     key = streams.fold(seed_key(run.config, "internal_rl", 0), "rl.record")
-    carries = list(agent.rollout.steps(agent.actor, jax.random.split(key, CANDIDATES)))
+    candidates = HOST_CANDIDATES if run.env.on_host else run.config.reinforce.batch_size
+
+    # Of every step only what is drawn: the models' memory is much larger.
+    steps = [
+        jax.device_get(
+            (
+                carry.env.controlled.env,
+                carry.step.decide,
+                carry.episodes.success,
+                carry.episodes.length,
+            )
+        )
+        for carry in agent.rollout.steps(agent.actor, jax.random.split(key, candidates))
+    ]
 
     # One of the episodes, and the states of its environment.
-    final = carries[-1].episodes
-    chosen = int(np.argmax(np.asarray(final.success)))
-    length = int(final.length[chosen])
-    played = carries[: length + 1]
-    state = [
-        jax.tree.map(lambda x: np.asarray(x)[chosen], carry.env.controlled.env) for carry in played
-    ]
+    _, _, success, length = steps[-1]
+    chosen = int(np.argmax(success))
+    played = jax.tree.map(lambda x: x[chosen], steps[: int(length[chosen]) + 1])
+    state = [env_state for env_state, *_ in played]
     poses = [name for name in POSES if hasattr(state[0], name)]
 
     # What the animation needs: world and task once, then per step the pose, the colours visited
@@ -37,9 +47,9 @@ def record_episode(run: Run) -> dict[str, np.ndarray]:
         "objects": state[0].objects,
         **{name: np.array([getattr(s, name) for s in state]) for name in poses},
         "index": np.array([s.pinpad.index for s in state]),
-        "switch": np.array([bool(carry.step.decide[chosen]) for carry in played]),
+        "switch": np.array([bool(decide) for _, decide, *_ in played]),
         "task": state[0].pinpad.task,
-        "success": np.asarray(final.success)[chosen],
+        "success": success[chosen],
     }
     files.write_arrays(run.directory / "rollout.npz", episode)
     return episode
