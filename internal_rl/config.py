@@ -408,9 +408,10 @@ class TrackerConfig:
     wandb: str = setting("auto", one_of("auto", "online", "offline", "disabled"))
     # names at Weights & Biases: of the project (null: WANDB_PROJECT, else internal-rl),
     project: str | None = None
-    # of the run (null: experiment, seed and the settings that differ from the experiment's),
+    # of the run, followed by the stage (null: experiment, seed and the settings that differ from
+    # the experiment's),
     name: str | None = None
-    # and of what the seeds of one setting have in common (null: the name without the seed)
+    # and of what the stages and RL seeds of the run have in common (null: the same)
     group: str | None = None
     log_every: int = setting(50, POSITIVE)  # gradient steps between log lines
 

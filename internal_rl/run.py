@@ -22,6 +22,7 @@ from internal_rl.training import checkpoint, files
 from internal_rl.training.files import FileError
 from internal_rl.training.jobs import Job
 from internal_rl.training.loop import Keeping
+from internal_rl.training.mirror import Mirror
 from internal_rl.training.provenance import maker
 from internal_rl.training.tracking import Tracker
 from internal_rl.validation import from_omegaconf, validate
@@ -117,16 +118,19 @@ class Run:
         return self.post_models.agent(algorithm, seed)
 
     def tracker(self, **context: int) -> Tracker:
-        """The tracker of this run; with a context (a worker process) of the JSON lines only."""
+        """The tracker of this run, or of a part that the context tells from others."""
+        return Tracker(self.directory, context)
+
+    def mirror(self) -> Mirror:
+        """What sends to W&B whatever trackers of this run write."""
         settings = self.config.tracker
-        return Tracker(
+        return Mirror(
             self.directory,
-            wandb_mode="disabled" if context else settings.wandb,
+            mode=settings.wandb,
             project=settings.project,
-            name=settings.name or f"{self.config.experiment_name}-{self.config.seed}",
+            name=settings.name,
             group=settings.group,
             config=to_dict(self.config),
-            context=context or None,
         )
 
     def result_path(self, stage: str) -> Path:

@@ -37,7 +37,7 @@ def work(config: Config) -> None:
         )
     interrupt_after(config.time_limit)
 
-    with owned(run.directory), run.tracker() as tracker:
+    with owned(run.directory), run.mirror(), run.tracker() as tracker:
         expert.train(config.expert, run.env, config.seed, run.directory, tracker, run.keeping)
     expert_picture(read_metrics(run.directory), run.directory / "curve.png")
 

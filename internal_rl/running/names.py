@@ -31,13 +31,8 @@ def folder(config: Config) -> str:
 
 
 def run_name(config: Config) -> str:
-    """The run's name at W&B."""
+    """What the run's stages are named by at W&B, and their group."""
     return _bounded(f"{_safe(config.experiment_name)}-seed_{config.seed}{_differences(config)}")
-
-
-def group(config: Config) -> str:
-    """The group at W&B of all seeds of these settings."""
-    return _bounded(f"{_safe(config.experiment_name)}{_differences(config)}")
 
 
 def named(config: Config) -> Config:
@@ -48,10 +43,10 @@ def named(config: Config) -> Config:
     name = tracker.name
     if name is None and not os.environ.get("WANDB_NAME"):
         name = run_name(config)
-    of_all_seeds = tracker.group
-    if of_all_seeds is None and not os.environ.get("WANDB_RUN_GROUP"):
-        of_all_seeds = group(config)
-    return replace(config, tracker=replace(tracker, name=name, group=of_all_seeds))
+    group = tracker.group
+    if group is None and not os.environ.get("WANDB_RUN_GROUP"):
+        group = run_name(config)
+    return replace(config, tracker=replace(tracker, name=name, group=group))
 
 
 def runs_folder(default: str | Path = "runs") -> Path:

@@ -19,7 +19,7 @@ from internal_rl.trained import ALGORITHMS
 from internal_rl.training import files
 from internal_rl.training.jobs import beside
 from internal_rl.training.lock import owned
-from internal_rl.training.tracking import Tracker
+from internal_rl.training.mirror import Mirror
 
 
 def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
@@ -31,11 +31,16 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
     chosen = stages.names() if chosen is None else chosen
     check_order(run, chosen)
     print(f"run directory: {run.directory}", flush=True)
-    with owned(run.directory), run.tracker() as tracker, Ahead(run) as ahead:
+    with (
+        owned(run.directory),
+        run.mirror() as mirror,
+        run.tracker() as tracker,
+        Ahead(run) as ahead,
+    ):
         for place, name in enumerate(chosen):
             ahead.turn(name, chosen[place + 1 :])
             if name == "report":
-                report(run, tracker)
+                report(run, mirror)
                 continue
             stage = stages.declared()[name]
             if stage.run is not None and stage.enabled(run.config):
@@ -87,7 +92,7 @@ def _headline(result: Result) -> str:
     return "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
 
 
-def report(run: Run, tracker: Tracker) -> Path:
+def report(run: Run, mirror: Mirror) -> Path:
     """Write summary.json, the recorded rollout, the pictures and report.html."""
     if run.result("internal_rl_0"):
         record_episode(run)
@@ -97,12 +102,12 @@ def report(run: Run, tracker: Tracker) -> Path:
 
     # W&B gets the pictures and, as the run's headline, the medians.
     for picture in sorted((run.directory / "figures").glob("*.*")):
-        tracker.media("report", picture.stem, picture)
+        mirror.media("report", picture.stem, picture)
     medians = {
         f"{name}/success": float(np.median(summary[name]["success"]))
         for name in ALGORITHMS
         if summary[name]["success"]
     }
-    tracker.finish(medians)
+    mirror.summarise("report", medians)
     print(f"report: {page}", flush=True)
     return page

@@ -36,7 +36,7 @@ from internal_rl.training import replay
 from internal_rl.training.jobs import Job, run_on_cores
 from internal_rl.training.loop import DivergedError, mean_gradient, train
 from internal_rl.training.optimiser import left_out, make_optimiser
-from internal_rl.training.tracking import Tracker, read_metrics
+from internal_rl.training.tracking import Tracker
 
 HALF = 0.5  # success of a batch from which on a seed settles
 MICRO_BATCH = 512  # episodes per backward pass; gradients are summed over a minibatch
@@ -451,11 +451,6 @@ def run(run: Run, tracker: Tracker) -> Result:
         run_on_cores(
             job for algorithm, seeds in missing.items() for job in _jobs(run, algorithm, seeds)
         )
-
-    # Seeds write JSON lines only: W&B gets them here.
-    if any(missing.values()):
-        lines = read_metrics(run.directory)
-        tracker.forward([line for line in lines if line["stage"] in ALGORITHMS])
 
     for algorithm in ALGORITHMS:
         results = [run.result(f"{algorithm}_{seed}") or {} for seed in range(rl.num_seeds)]

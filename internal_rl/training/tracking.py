@@ -1,37 +1,29 @@
-"""Metrics: their names, the JSON lines every run writes, Weights & Biases, and a progress line.
+"""Metrics: the JSON lines that every run writes, and a progress line.
 
-`metrics.jsonl` in the run's folder is the record that everything else reads (reports, pictures).
-W&B is a mirror of it: whatever fails there costs a warning, never a training.
+`metrics.jsonl` in the run's folder is the record that everything else reads: reports, pictures, and
+the mirror at Weights & Biases (`mirror`).
 """
 
-import configparser
 import errno
 import fcntl
 import io
 import json
 import logging
 import math
-import netrc
 import os
-import re
-import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from internal_rl.training import files
 from internal_rl.training.files import NOT_FINITE, FileError
 from internal_rl.training.metrics import METRICS
-
-if TYPE_CHECKING:
-    from wandb import Run
 
 Line = dict[str, Any]  # of metrics.jsonl
 
@@ -42,18 +34,6 @@ _AXES = tuple(dict.fromkeys(_AXIS.values()))
 _LINE_KEYS = {"stage", "time", *_AXES}
 _TELLING = {"start"}  # metrics that tell several trainings of one stage apart
 _LARGEST = 2**63  # no step is beyond it
-
-Mode = Literal["online", "offline", "shared"]
-PROJECT = "internal-rl"  # at W&B, unless somebody says otherwise
-# What WANDB_MODE may say, older names too, and what it means.
-_MODES: dict[str, Mode | Literal["disabled"]] = {
-    "online": "online",
-    "run": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "shared": "shared",
-    "disabled": "disabled",
-}
 
 
 class UnknownMetricError(KeyError):
@@ -66,35 +46,21 @@ class UnknownMetricError(KeyError):
 
 
 class Tracker:
-    """Writes a run's metrics to `run_dir/metrics.jsonl` and, unless disabled, to W&B.
+    """Writes a run's metrics to `run_dir/metrics.jsonl`.
 
-    Several processes may hold a Tracker on the same folder: lines are appended whole. Give W&B to
-    one of them; the others pass `wandb_mode="disabled"` and the first `forward`s what they wrote.
+    Several processes may hold a Tracker on the same folder: lines are appended whole.
 
     Args:
-        run_dir: the run's folder, made if needed; W&B keeps its files in `run_dir/wandb`.
-        wandb_mode: "online", "offline" or "disabled"; "auto": as W&B's environment variables and
-            settings file say, by default online if there is a key, else offline.
-        project, name, group: at W&B. None: as its environment says, by default the project
-            `internal-rl`, a name that W&B makes up and no group.
-        config: W&B's configuration of the run.
+        run_dir: the run's folder, made if needed.
         context: keys added to every line, e.g. {"seed": 3}; they tell parallel runs apart.
 
     Raises:
-        ValueError: unknown mode, or a context key that is also a metric's or a line's key.
+        ValueError: a context key that is also a metric's or a line's key.
         FileError: the folder or its metrics.jsonl cannot be written.
     """
 
     def __init__(
-        self,
-        run_dir: Path,
-        *,
-        wandb_mode: str = "auto",
-        project: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        context: Mapping[str, int | float | str] | None = None,
+        self, run_dir: Path, context: Mapping[str, int | float | str] | None = None
     ) -> None:
         self._context = dict(context or {})
         taken = _LINE_KEYS | {metric.split("/")[1] for metric in METRICS}
@@ -102,14 +68,11 @@ class Tracker:
             raise ValueError(
                 f"context key {clash[0]!r} names a metric or a key of the line: rename it"
             )
-        names = {"project": project, "name": name, "group": group}
-        options = {**names, "config": {**(config or {}), **self._context}}
         self._path = run_dir / "metrics.jsonl"
         with _writing(self._path):
             run_dir.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
             self._file = os.open(self._path, flags, 0o644)
-        self._run = _start_wandb(run_dir, wandb_mode, options)
 
     def log(self, stage: str, x: int, metrics: Mapping[str, float]) -> None:
         """Log metrics of `stage` at x (gradient steps or episodes, as METRICS says).
@@ -125,10 +88,8 @@ class Tracker:
         head = {"stage": stage, axis: int(x), "time": round(time.time(), 3)}
         line = {**head, **self._context, **values}
         text = json.dumps(line, allow_nan=False) + "\n"
-        with _writing(self._path), _locked(self._file):
+        with _writing(self._path), locked(self._file):
             _append(self._file, text.encode())
-        point = {axis: int(x)} | {name: float(value) for name, value in metrics.items()}
-        self._send(lambda run: run.log({f"{stage}/{key}": value for key, value in point.items()}))
 
     def rewind(self, stage: str, x: int, **where: float | str) -> None:
         """Drop this tracker's lines of a stage beyond x: a resumed training logs them again.
@@ -142,14 +103,14 @@ class Tracker:
         tags = {**where, **tags}
 
         def dropped(text: bytes) -> bool:
-            line = _parsed(text) if quoted in text else None
-            if line is None or line["stage"] != stage or line[_axis_of(line)] <= x:
+            line = parsed(text) if quoted in text else None
+            if line is None or line["stage"] != stage or line[axis_of(line)] <= x:
                 return False
-            return _context(line) == self._context and all(
+            return context_of(line) == self._context and all(
                 line.get(key) == value for key, value in tags.items()
             )
 
-        with _writing(self._path), _locked(self._file):
+        with _writing(self._path), locked(self._file):
             # What is kept of the file from the first line on that is not.
             content = self._path.read_bytes()
             position = 0
@@ -170,49 +131,8 @@ class Tracker:
                 file.write(b"".join(kept))
                 file.truncate()
 
-    def forward(self, lines: Iterable[Line]) -> None:
-        """Send lines that other processes wrote (as `read_metrics` gives them) to W&B only.
-
-        The context becomes part of the name: `internal_rl/seed_1/success`.
-        """
-        for line in lines:
-            stage = line["stage"]
-            axis = _axis_of(line)
-            values = {key: value for key, value in line.items() if f"{stage}/{key}" in METRICS}
-            context = _context(line)
-            prefix = "/".join([stage, *(f"{key}_{value}" for key, value in context.items())])
-            point = {f"{prefix}/{key}": value for key, value in values.items()}
-            point = {f"{stage}/{axis}": line[axis], **point}
-            self._send(lambda run, point=point: run.log(point))
-
-    def media(self, stage: str, name: str, path: Path) -> None:
-        """Log a picture (.png) or an animation (.gif, .mp4) to W&B under `stage/name`.
-
-        Raises:
-            ValueError: another kind of file.
-            FileNotFoundError: no such file.
-        """
-        if path.suffix not in (".png", ".gif", ".mp4"):
-            raise ValueError(f"{path}: media are .png, .gif or .mp4 files")
-        if not path.is_file():
-            raise FileNotFoundError(f"no media file at {path}")
-
-        def send(run: "Run") -> None:
-            import wandb
-
-            kind = wandb.Image if path.suffix == ".png" else wandb.Video
-            run.log({f"{stage}/{name}": kind(str(path))})
-
-        self._send(send)
-
-    def finish(self, summary: Mapping[str, float]) -> None:
-        """Set the run's summary in W&B: the figures its table shows."""
-        self._send(lambda run: run.summary.update(dict(summary)))
-
-    def close(self, exit_code: int = 0) -> None:
-        """End the W&B run and close the file. A second call does nothing."""
-        self._send(lambda run: run.finish(exit_code=exit_code))
-        self._run = None
+    def close(self) -> None:
+        """Close the file. A second call does nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -220,20 +140,8 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(exit_code=0 if kind is None else 1)
-
-    def _send(self, send: Callable[["Run"], object]) -> None:
-        if self._run is None:
-            return
-        try:
-            send(self._run)
-        except Exception as error:  # noqa: BLE001  many kinds, and none is worth a training
-            _log.warning(
-                "W&B failed and is off from here on; metrics.jsonl goes on (%s)",
-                files.first_line(error),
-            )
-            self._run = None
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def append_lines(run_dir: Path, lines: Iterable[Line]) -> None:
@@ -242,7 +150,7 @@ def append_lines(run_dir: Path, lines: Iterable[Line]) -> None:
     text = "".join(files.to_json(line) + "\n" for line in lines).encode()
     with _writing(path):
         run_dir.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file, _locked(file.fileno()):
+        with path.open("a+b") as file, locked(file.fileno()):
             _append(file.fileno(), text)
 
 
@@ -265,7 +173,7 @@ class Lines:
         for text in io.BytesIO(self._content()):
             if not text.strip():
                 continue
-            line = _parsed(text)
+            line = parsed(text)
             if line is None:
                 self.damaged += 1
             else:
@@ -276,7 +184,7 @@ class Lines:
     def _content(self) -> bytes:
         """All of the file at once: while it is read nobody may rewrite it."""
         try:
-            with self._path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
+            with self._path.open("rb") as file, locked(file.fileno(), fcntl.LOCK_SH):
                 return file.read()
         except FileNotFoundError:
             return b""
@@ -297,12 +205,11 @@ def read_metrics(run_dir: Path, stage: str | None = None) -> list[Line]:
     for line in Lines(run_dir):
         if stage is not None and line["stage"] != stage:
             continue
-        tags = {**_context(line), **{key: line[key] for key in _TELLING & line.keys()}}
-        told = frozenset(tags.items())
+        told = frozenset(tags_of(line).items())
         names = frozenset(line)
         same = (
             sys.intern(line["stage"]),
-            line[_axis_of(line)],
+            line[axis_of(line)],
             shared.setdefault(told, told),
             shared.setdefault(names, names),
         )
@@ -371,7 +278,7 @@ def _plain(value: float) -> float | str:
 # --- lines ------------------------------------------------------------------------------------
 
 
-def _parsed(text: bytes) -> Line | None:
+def parsed(text: bytes) -> Line | None:
     """A line of the file; None if it is damaged."""
     try:
         line = json.loads(text.decode())
@@ -381,7 +288,7 @@ def _parsed(text: bytes) -> Line | None:
         return None
 
     # Its x is a number.
-    x: Any = line.get(_axis_of(line))
+    x: Any = line.get(axis_of(line))
     if type(x) not in (int, float) or not -_LARGEST < x < _LARGEST:
         return None
 
@@ -402,13 +309,13 @@ def _parsed(text: bytes) -> Line | None:
     return line
 
 
-def _axis_of(line: Line) -> str:
+def axis_of(line: Line) -> str:
     """The key of a line's x; of a stage that METRICS does not list, the one it has."""
     known = _AXIS.get(line["stage"])
     return known or next((axis for axis in _AXES if axis in line), "")
 
 
-def _context(line: Line) -> Line:
+def context_of(line: Line) -> Line:
     """What tells whose line it is: all but the metrics and the keys of every line."""
     stage = line["stage"]
     return {
@@ -416,6 +323,11 @@ def _context(line: Line) -> Line:
         for key, value in line.items()
         if key not in _LINE_KEYS and f"{stage}/{key}" not in METRICS
     }
+
+
+def tags_of(line: Line) -> Line:
+    """What tells which training a line is of: whose it is and, of several of a stage, which one."""
+    return {**context_of(line), **{key: line[key] for key in _TELLING & line.keys()}}
 
 
 @cache
@@ -443,7 +355,7 @@ def _append(file: int, text: bytes) -> None:
 
 
 @contextmanager
-def _locked(file: int, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+def locked(file: int, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Keeps other processes from the file: not every file system appends whole lines by itself."""
     with suppress(OSError):  # a file system without locks
         fcntl.flock(file, kind)
@@ -466,130 +378,3 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror}); {remedy}, then run the same command to "
             "continue"
         ) from error
-
-
-# --- W&B --------------------------------------------------------------------------------------
-
-
-def _start_wandb(run_dir: Path, mode: str, options: dict[str, Any]) -> "Run | None":
-    """A W&B run; offline where online fails, None where that fails too."""
-    if mode not in ("auto", "online", "offline", "disabled"):
-        raise ValueError(f"wandb mode {mode!r}: use auto, online, offline or disabled")
-    chosen = _mode_of_environment() if mode == "auto" else _MODES[mode]
-    if chosen == "disabled":
-        return None
-    attempts: tuple[Mode, ...] = ("offline",) if chosen == "offline" else (chosen, "offline")
-    for attempt in attempts:
-        try:
-            return _init_wandb(run_dir, attempt, options)
-        except Exception as error:  # noqa: BLE001  no key, no network, a broken installation
-            last = attempt == attempts[-1]
-            remedy = "logging to metrics.jsonl only" if last else "logging offline"
-            _log.warning("W&B %s did not start, %s (%s)", attempt, remedy, files.first_line(error))
-    return None
-
-
-def _init_wandb(run_dir: Path, mode: Mode, options: dict[str, Any]) -> "Run":
-    # No telemetry threads: offline means offline.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    # Timeouts: a dead network may cost half a minute at the start and a minute at the end, no more.
-    wishes = {
-        "login_timeout": 30,
-        "init_timeout": 30,
-        "finish_timeout": 60,
-        "silent": True,
-        "console": "off",
-    }
-    settings = wandb.Settings(
-        **{name: wish for name, wish in wishes.items() if not _said(name)}  # type: ignore[arg-type]
-    )
-
-    # Whatever the caller leaves open is the environment's; None leaves it to W&B.
-    run_id = _run_id(run_dir / "wandb_id")
-    ours = {
-        "project": None if _said("project") else PROJECT,
-        "dir": None if _said("dir") else run_dir.absolute(),
-        "id": None if _said("run_id") else run_id,
-        # Offline cannot resume, and would say so.
-        "resume": "allow" if mode == "online" and not _said("resume") else None,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        with _environment("WANDB_MODE", mode):  # W&B refuses a mode that it does not know
-            wandb.setup(settings)
-            run = wandb.init(mode=mode, settings=settings, **{**ours, **given})
-    except Exception:
-        wandb.teardown()  # else the next attempt finds the run's id in use
-        raise
-
-    # Every stage has an x axis of its own.
-    for stage, axis in {(metric.split("/")[0], axis) for metric, (axis, _) in METRICS.items()}:
-        run.define_metric(f"{stage}/{axis}")
-        run.define_metric(f"{stage}/*", step_metric=f"{stage}/{axis}")
-    return run
-
-
-def _mode_of_environment() -> Mode | Literal["disabled"]:
-    """What W&B's variables and settings file say; by default online if there is a key."""
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
-        return "disabled"
-    said = _said("mode")
-    if said in _MODES:
-        return _MODES[said]
-    if said:
-        known = ", ".join(_MODES)
-        _log.warning("W&B's mode %r is none of %s: logging offline", said, known)
-        return "offline"
-    return "online" if _has_wandb_key() else "offline"
-
-
-def _said(setting: str) -> str | None:
-    """What is said of one of W&B's settings, None if nothing.
-
-    By a variable, or in the files that W&B's own program leaves (`wandb offline`, `wandb init`).
-    """
-    if value := os.environ.get(f"WANDB_{setting.upper()}"):
-        return value
-    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
-    workspace = Path(os.environ.get("WANDB_DIR") or ".", "wandb")
-    file = configparser.ConfigParser(interpolation=None)
-    with suppress(configparser.Error, OSError, ValueError, RuntimeError):
-        found = [files.expand(folder) / "settings" for folder in (user, workspace)]
-        file.read(found, encoding="utf-8")
-    return file.get("default", setting, fallback=None)
-
-
-def _run_id(path: Path) -> str:
-    """The id of the run at W&B, kept in a file: a resumed training goes on in the same run."""
-    kept = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
-    usable = kept if re.fullmatch(r"[^\s:;,#?/'\0\ufffd]{1,128}", kept) else secrets.token_hex(4)
-    run_id = os.environ.get("WANDB_RUN_ID") or usable
-    if run_id != kept:
-        files.write_text(path, run_id)
-    return run_id
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable for the time being."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlsplit(_said("base_url") or "https://api.wandb.ai").hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return False

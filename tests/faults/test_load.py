@@ -33,7 +33,7 @@ for seed in range(int(sys.argv[4])):
     if os.fork():
         continue
     run = directory if shared else directory / str(seed)
-    with Tracker(run, wandb_mode="disabled", context={"seed": seed}) as tracker:
+    with Tracker(run, context={"seed": seed}) as tracker:
         for episodes in range(lines):
             tracker.log("internal_rl", episodes, {"success": 0.5, "return_mean": 1 / 3})
             if episodes % 50 == 49:  # as a process that was killed and goes on

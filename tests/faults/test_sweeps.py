@@ -151,13 +151,14 @@ def test_the_same_sweep_goes_on_in_the_same_folders(call: Call):
     assert len(set(folders[0])) == 2
 
 
-def test_seeds_of_a_sweep_are_a_group_at_wandb(call: Call, monkeypatch):
+def test_each_run_of_a_sweep_is_a_group_at_wandb(call: Call, monkeypatch):
     for variable in ("WANDB_NAME", "WANDB_RUN_GROUP"):
         monkeypatch.delenv(variable, raising=False)
     words = ("experiment=smoke", "tracker=auto", "seed=0,1", "discover.alpha=0.25")
     trackers = [config.tracker for config in call("--multirun", *words)[1]]
-    assert [tracker.group for tracker in trackers] == ["smoke,discover.alpha=0.25"] * 2
-    assert len({tracker.name for tracker in trackers}) == 2
+    names = [f"smoke-seed_{seed},discover.alpha=0.25" for seed in (0, 1)]
+    assert [tracker.group for tracker in trackers] == names
+    assert [tracker.name for tracker in trackers] == names
     _, (single,) = call("experiment=smoke", "tracker.wandb=offline", "tracker.group=mine")
     assert (single.tracker.name, single.tracker.group) == ("smoke-seed_0", "mine")
 

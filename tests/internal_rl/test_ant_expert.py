@@ -186,15 +186,14 @@ def test_training_writes_an_expert_and_resumes(
             if x == 32:
                 signal.raise_signal(signal.SIGTERM)
 
-    settings = {"wandb_mode": "disabled", "project": "", "name": "", "config": {}}
     with (
-        Stopping(tmp_path, **settings) as tracker,
+        Stopping(tmp_path) as tracker,
         pytest.raises(Interrupted, match="expert stopped after step 2"),
     ):
         train(tmp_path, tracker)
     before = ant.load(tmp_path / "expert.npz")
     ant.load.cache_clear()
-    with Tracker(tmp_path, **settings) as tracker:
+    with Tracker(tmp_path) as tracker:
         scores = train(tmp_path, tracker)
     assert scores["episode_length"] <= 8  # of 8 steps each ant ends at least one episode
     after = ant.load(tmp_path / "expert.npz")
@@ -205,7 +204,7 @@ def test_training_writes_an_expert_and_resumes(
     assert len(lines) == 3  # updates of 32 control steps
 
     # As one that was not interrupted: the ants go on where they were.
-    with Tracker(tmp_path / "whole", **settings) as tracker:
+    with Tracker(tmp_path / "whole") as tracker:
         assert train(tmp_path / "whole", tracker) == scores
     ant.load.cache_clear()
     jax.tree.map(np.testing.assert_array_equal, ant.load(tmp_path / "whole" / "expert.npz"), after)

@@ -108,7 +108,7 @@ def test_ended_rows_are_put_aside(
         lambda carry, t: (carry[0], carry[1] + 1),
         (length, jnp.zeros(8, jnp.int32)),
         lambda carry: carry[1] >= carry[0],
-        num_steps,
+        (0, num_steps),
         compact,
     )
     assert last[1].tolist() == expected
@@ -216,6 +216,17 @@ def test_recorded_steps(
     assert not carries[0].step.timestep.done.any()
 
 
+def test_single_steps_need_no_other_program(
+    env: GridWorld, make_actor: Callable, make_rollout: Callable
+) -> None:
+    actor, key = make_actor("internal_rl"), jax.random.key(5)
+    play = make_rollout(env, "internal_rl")
+    expected = play(actor, key, BATCH)
+    *_, last = play.steps(actor, jax.random.split(key, BATCH))
+    assert_same(last.episodes, expected)
+    assert play._driver._loop._cache_size() == 1
+
+
 def test_the_driver_stops_early_only_when_all_have_ended(env: GridWorld, host: HostGrid) -> None:
     """Every episode walks up for ever: the horizon is reached."""
 
@@ -261,7 +272,7 @@ def test_a_learning_seed_on_the_host(
     for name, world in (("compiled", env), ("host", host)):
         monkeypatch.setattr(reinforce, "make_learner", learner_in(world))
         run = Run(config, tmp_path / name)
-        with Tracker(run.directory, wandb_mode="disabled") as tracker:
+        with Tracker(run.directory) as tracker:
             results.append(reinforce.run_seed(run, tracker, "internal_rl", 0))
     compiled, looped = ({**result, "seconds": 0} for result in results)
     assert looped == compiled

@@ -34,18 +34,17 @@ def smoke(*overrides: str) -> Config:
     return compose(["experiment=smoke", *overrides])
 
 
-def all_names(config: Config) -> tuple[str, str, str]:
-    return names.folder(config), names.run_name(config), names.group(config)
+def all_names(config: Config) -> tuple[str, str]:
+    return names.folder(config), names.run_name(config)
 
 
 def test_only_what_differs_from_the_experiment_is_in_a_name():
-    assert all_names(smoke("seed=3")) == ("seed_3", "smoke-seed_3", "smoke")
+    assert all_names(smoke("seed=3")) == ("seed_3", "smoke-seed_3")
     config = smoke("seed=3", "discover.alpha=0.25", "env.tasks=0-1-2+2-1-0")
     differing = "env.tasks=0-1-2+2-1-0,discover.alpha=0.25"
     assert all_names(config) == (
         f"seed_3,{differing}",
         f"smoke-seed_3,{differing}",
-        f"smoke,{differing}",
     )
 
 
@@ -73,13 +72,6 @@ def test_how_settings_were_given_does_not_matter():
 def test_what_changes_no_result_is_in_no_name(free):
     with_alpha = smoke("discover.alpha=0.25")
     assert all_names(smoke("discover.alpha=0.25", free)) == all_names(with_alpha)
-
-
-def test_seeds_of_one_setting_are_a_group():
-    for setting in ([], ["discover.alpha=0.25"], ["env.map_seed=0"], FIFTEEN):
-        configs = [smoke(f"seed={seed}", *setting) for seed in (0, 1, 2)]
-        assert len({names.group(config) for config in configs}) == 1
-        assert len({names.run_name(config) for config in configs}) == 3
 
 
 def test_a_map_that_is_given_is_another_setting_than_that_of_the_seed():
@@ -131,9 +123,6 @@ def test_different_settings_never_share_a_name(first, second):
     same = settings(to_dict(first)) == settings(to_dict(second))
     assert (names.folder(first) == names.folder(second)) == same
     assert (names.run_name(first) == names.run_name(second)) == same
-    assert (names.group(first) == names.group(second)) == (
-        settings(to_dict(first)) == settings(to_dict(replace(second, seed=first.seed)))
-    )
 
 
 @given(configs())
@@ -159,7 +148,7 @@ def test_a_name_that_is_given_wins(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     config = smoke("seed=2", "tracker.wandb=offline")
     tracker = names.named(config).tracker
-    assert (tracker.name, tracker.group, tracker.project) == ("smoke-seed_2", "smoke", None)
+    assert (tracker.name, tracker.group, tracker.project) == ("smoke-seed_2", "smoke-seed_2", None)
     given = replace(config, tracker=replace(config.tracker, name="mine", group="ours"))
     assert names.named(given) == given
 
@@ -171,14 +160,18 @@ def test_a_name_in_the_environment_is_left_to_wandb(monkeypatch):
     assert names.named(config) == config
 
 
-def test_the_tracker_is_given_the_names(monkeypatch, tmp_path):
+def test_the_mirror_is_given_the_names(monkeypatch, tmp_path):
     options: dict[str, Any] = {}
-    monkeypatch.setattr("internal_rl.run.Tracker", lambda _, **given: options.update(given))
+    monkeypatch.setattr("internal_rl.run.Mirror", lambda _, **given: options.update(given))
     mine = ["tracker.name=mine", "tracker.group=ours", "tracker.project=here"]
-    Run(smoke("tracker.wandb=offline", *mine), tmp_path).tracker()
+    Run(smoke("tracker.wandb=offline", *mine), tmp_path).mirror()
     assert [options[key] for key in ("name", "group", "project")] == ["mine", "ours", "here"]
-    Run(names.named(smoke("tracker.wandb=offline", "seed=1")), tmp_path).tracker()
-    assert [options[key] for key in ("name", "group", "project")] == ["smoke-seed_1", "smoke", None]
+    Run(names.named(smoke("tracker.wandb=offline", "seed=1")), tmp_path).mirror()
+    assert [options[key] for key in ("name", "group", "project")] == [
+        "smoke-seed_1",
+        "smoke-seed_1",
+        None,
+    ]
 
 
 # --- directories --------------------------------------------------------------------------------

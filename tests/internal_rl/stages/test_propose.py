@@ -91,7 +91,7 @@ def run_in(world: Any, settings: Config, directory: Path) -> Run:
 
 def test_fitting_finds_the_subgoals(settings: Config, world: Any, tmp_path: Path) -> None:
     held_out, subgoal = hidden_maps(2_000, seed=1)
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+    with Tracker(tmp_path) as tracker:
         fit = Fit(run_in(world, settings, tmp_path), hidden_maps(6_000, seed=0)[0], tracker)
         kept = fit.heaviest(fit.first(0), 0)
     log_prob, component = fit.judge(kept, held_out)
@@ -122,7 +122,7 @@ def test_constant_experts_read_nothing_and_find_clusters(
     constant = replace(
         settings, propose=replace(settings.propose, components=5, candidates=5, linear=False)
     )
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+    with Tracker(tmp_path) as tracker:
         codes = Openings(observation, latent, centres[subgoal])
         fit = Fit(run_in(world, constant, tmp_path), codes, tracker)
         first = fit.first(0)
@@ -146,7 +146,7 @@ def test_support_by_hand(settings: Config, world: Any, tmp_path: Path) -> None:
     codes = Openings(
         observation, latent, latent + 0.01 * rng.normal(size=latent.shape).astype(np.float32)
     )
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+    with Tracker(tmp_path) as tracker:
         fit = Fit(run_in(world, settings, tmp_path), codes, tracker)
     model = fresh_proposal(world, latent=1, components=2)
     table = jnp.zeros_like(model.params["table"])

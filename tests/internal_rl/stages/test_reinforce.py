@@ -482,9 +482,7 @@ def train_stub(
 ) -> dict[int, tuple]:
     run = StubRun(stub.config, run_dir)
     with ExitStack() as stack:
-        trackers = {
-            k: stack.enter_context(kind(run_dir / f"log_{k}", wandb_mode="disabled")) for k in seeds
-        }
+        trackers = {k: stack.enter_context(kind(run_dir / f"log_{k}")) for k in seeds}
         results = train_seeds(run, trackers, "raw_rl")  # type: ignore[arg-type]
     return {k: outcome(run_dir, results[k], k) for k in seeds}
 

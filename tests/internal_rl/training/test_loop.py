@@ -48,7 +48,7 @@ def fresh() -> TrainState:
 
 @pytest.fixture
 def tracker(tmp_path: Path) -> Iterator[Tracker]:
-    with Tracker(tmp_path, wandb_mode="disabled") as tracker:
+    with Tracker(tmp_path) as tracker:
         yield tracker
 
 
@@ -115,7 +115,7 @@ def logged(run_dir: Path) -> list[tuple[int, float]]:
 def uninterrupted(
     update: Callable, fresh: TrainState, tmp_path: Path
 ) -> tuple[TrainState, list[tuple[int, float]]]:
-    with Tracker(tmp_path / "whole", wandb_mode="disabled") as tracker:
+    with Tracker(tmp_path / "whole") as tracker:
         state = train(update, fresh, Inputs(), tracker, tmp_path / "whole" / "pretrain")
     return state, logged(tmp_path / "whole")
 
