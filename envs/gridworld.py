@@ -16,7 +16,7 @@ from envs import api, pinpad
 from envs.layout import MOVES, UNREACHABLE, Layouts
 from envs.tasks import parse
 
-ObservationKind = Literal["allocentric", "egocentric", "egocentric_hidden"]
+ObservationKind = Literal["allocentric", "egocentric", "egocentric_hidden", "egocentric_axes"]
 # Settings with a smaller share of solvable layouts are refused. At this share the 256 tries of
 # `Layouts.draw` all fail with probability (1 - .05) ** 256 = 2e-6.
 MIN_SOLVABLE = 0.05
@@ -55,8 +55,10 @@ class GridWorld:
     horizon: T, steps after which an episode ends at the latest.
     tasks, subgoals: a task set and its abstract subgoals, as `envs.tasks.parse` reads them.
     observation: "allocentric" (the paper's: per cell a one-hot of the object there, plus the
-      agent's cell), "egocentric" (offset of every object from the agent, plus the agent's cell) or
-      "egocentric_hidden" (offsets only).
+      agent's cell), "egocentric" (offset of every object from the agent, plus the agent's cell),
+      "egocentric_hidden" (offsets only) or "egocentric_axes" (as egocentric, but a one-hot of the
+      row and one of the column instead of one of each pair: what is learned of an offset holds for
+      its whole row and column).
     num_maps: 0 draws a new layout per episode, n draws from a pool of n maps (1: one fixed map).
     map_seed, first_map: pool map i is drawn from the key `fold_in(key(map_seed), first_map + i)`.
     """
@@ -102,11 +104,13 @@ class GridWorld:
         self.observation_kind = observation
 
         # What a model reads and writes; the next-observation loss predicts the agent's cell.
-        window = (2 * size - 1) ** 2  # possible offsets of an object from the agent
+        side = 2 * size - 1  # possible offsets of an object from the agent, along an axis
+        window = side**2
         self.observation_spec: api.MultiHot | api.Dense = {
             "allocentric": api.MultiHot(num_cells * (num_objects + 1), num_objects + 1),
             "egocentric": api.MultiHot(num_objects * window + num_cells, num_objects + 1),
             "egocentric_hidden": api.MultiHot(num_objects * window, num_objects),
+            "egocentric_axes": api.MultiHot(2 * (num_objects * side + size), 2 * (num_objects + 1)),
         }[observation]
         self.action_spec: api.Discrete | api.Dense = api.Discrete(NUM_ACTIONS)
         self.target_spec: api.Discrete | api.Dense = api.Discrete(num_cells)
@@ -221,6 +225,12 @@ class GridWorld:
         side = 2 * self.size - 1
         row = objects // self.size - agent // self.size + far
         column = objects % self.size - agent % self.size + far
+        if self.observation_kind == "egocentric_axes":
+            windows = jnp.arange(self.num_objects) * side
+            agent_window = self.num_objects * side
+            along_rows = jnp.append(windows + row, agent_window + agent // self.size)
+            along_columns = jnp.append(windows + column, agent_window + agent % self.size)
+            return jnp.concatenate([along_rows, agent_window + self.size + along_columns])
         offsets = jnp.arange(self.num_objects) * side**2 + row * side + column
         if self.observation_kind == "egocentric_hidden":
             return offsets

@@ -109,7 +109,8 @@ class EnvConfig:
     # colours of each abstract subgoal, such as 0-1+2-3; null: the pairs of App. A for table_a1,
     # else each colour is a subgoal
     subgoals: str | None = None
-    observation: str = "allocentric"  # allocentric (the paper's), egocentric, egocentric_hidden
+    # allocentric (the paper's), egocentric, egocentric_hidden, egocentric_axes (ours)
+    observation: str = "allocentric"
     # layouts: 0 draws a new one for each episode, n draws from a pool of n maps
     num_maps: int = setting(0, NOT_NEGATIVE)
     map_seed: int | None = setting(None, SEED)  # seed of the pool of maps; null: the run's seed

@@ -4,7 +4,7 @@ Episodes are aligned in time. Finished ones stop costing, in a compiled loop (`r
 Python loop goes around physics on the host (`driver`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from envs.api import Environment, TimeStep
 from internal_rl.driver import Driver, EnvState, in_chunks, play_out
@@ -273,10 +273,11 @@ class Rollout:
 
     def __call__(self, actor: Actor, key: Array, episodes: int) -> Episodes:
         """Fresh episodes of the actor; the key fixes them."""
-        keys = jax.random.split(key, episodes)
-        if self.batch is None or episodes <= self.batch:
-            return self._play(actor, keys)
-        return in_chunks(partial(self._play, actor), self.batch, keys)
+        return self._in_batches(lambda keys: self._play(actor, keys), key, episodes)
+
+    def successes(self, actor: Actor, key: Array, episodes: int) -> Bool[Array, "B"]:
+        """Which of the episodes that a call plays succeed; nothing else of them is kept."""
+        return self._in_batches(lambda keys: self._play(actor, keys).success, key, episodes)
 
     def pure(self, actor: Actor, key: Array, episodes: int) -> Episodes:
         """The same as a pure function, for use within jit; of worlds that are compiled."""
@@ -301,6 +302,12 @@ class Rollout:
                 return
             carry = self._driver.step(actor, carry, t)
         yield carry
+
+    def _in_batches(self, play: Callable[[Array], Any], key: Array, episodes: int) -> Any:
+        keys = jax.random.split(key, episodes)
+        if self.batch is None or episodes <= self.batch:
+            return play(keys)
+        return in_chunks(play, self.batch, keys)
 
     def _play(self, actor: Actor, keys: Array) -> Episodes:
         return self._finish(actor, self._driver(actor, self._start(actor, keys)))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -349,9 +348,8 @@ def _over_seeds(
     def update_key(key: jax.Array, number: int | jax.Array) -> jax.Array:
         return jax.random.fold_in(streams.fold(key, "rl.update"), number)
 
-    def success(play: Callable[..., Episodes], params: Params, key: jax.Array) -> jax.Array:
-        test_key = streams.fold(key, "rl.test")
-        return play(actor.with_policy(params), test_key, rl.test_episodes).success.mean()
+    def tested(params: Params, key: jax.Array) -> tuple[Actor, jax.Array, int]:
+        return actor.with_policy(params), streams.fold(key, "rl.test"), rl.test_episodes
 
     # Several seeds are one program, in which those that have ended stay as they are.
     if num_seeds > 1:
@@ -360,8 +358,11 @@ def _over_seeds(
             new, metrics = learner.update(state, actor, update_key(key, number))
             return settled(state, new, rl), metrics
 
-        together = jax.jit(jax.vmap(update_together, (0, 0, None)))
-        return together, jax.jit(jax.vmap(partial(success, learner.rollout.pure)))
+        def test_together(params: Params, key: jax.Array) -> jax.Array:
+            return learner.rollout.pure(*tested(params, key)).success.mean()
+
+        update = jax.jit(jax.vmap(update_together, (0, 0, None)))
+        return update, jax.jit(jax.vmap(test_together))
 
     # One seed plays by a program of its own, which its tests and other stages play by, too, or on
     # the host; another one learns.
@@ -371,8 +372,10 @@ def _over_seeds(
         now = actor.with_policy(state.params)
         return learn(state, learner.rollout(now, update_key(key, number), rl.batch_size))
 
-    alone = _single(update_alone, (0, 0, None))
-    return alone, _single(partial(success, learner.rollout))
+    def test_alone(params: Params, key: jax.Array) -> jax.Array:
+        return learner.rollout.successes(*tested(params, key)).mean()
+
+    return _single(update_alone, (0, 0, None)), _single(test_alone)
 
 
 def _single(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:

@@ -410,5 +410,4 @@ def untrained(run: Run) -> dict[str, int]:
     play = models.rollout("internal_rl")
     episodes = untrained_episodes(config, run.post_env)
     key = streams.key(config.seed, "transitions.untrained")
-    successes = int(np.asarray(play(actor, key, episodes).success).sum())
-    return {"episodes": episodes, "successes": successes}
+    return {"episodes": episodes, "successes": int(play.successes(actor, key, episodes).sum())}

@@ -151,6 +151,7 @@ def test_observation_size_of_the_paper(paper_world):
         # object * 25 + (row offset + 2) * 5 + column offset + 2, then the agent's cell
         ("egocentric", 84, [2 * 5 + 3, 25 + 4 * 5 + 1, 50 + 3 * 5 + 2, 75 + 1]),
         ("egocentric_hidden", 75, [2 * 5 + 3, 25 + 4 * 5 + 1, 50 + 3 * 5 + 2]),
+        ("egocentric_axes", 36, [2, 5 + 4, 10 + 3, 15 + 0, 18 + 3, 23 + 1, 28 + 2, 33 + 1]),
     ],
 )
 def test_observations_by_hand(kind, size, indices):

@@ -416,6 +416,9 @@ class StubRollout:
 
     __call__ = pure
 
+    def successes(self, actor: StubActor, key: jax.Array, episodes: int) -> jax.Array:
+        return self.pure(actor, key, episodes).success
+
 
 class StubLearner:
     """Learns nothing, but every number it gives depends on its key and on all updates so far."""
