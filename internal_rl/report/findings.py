@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from internal_rl.config import RunError
+from internal_rl.measures.alarms import CLEARLY_WORSE
 from internal_rl.measures.legs import ENOUGH, Outlook, outlook
 from internal_rl.report.figures import (
     ALGORITHMS,
@@ -23,7 +24,6 @@ from internal_rl.training.tracking import Lines
 # as unsolved.
 SOLVED = 0.6
 UNSOLVED = 0.1
-CLEARLY_WORSE = 0.1  # nats: the permuted z must cost this much more than the base model
 NO_VALUE = "\N{EN DASH}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from internal_rl import stages
 from internal_rl.config import ConfigError
+from internal_rl.measures.alarms import alarms
 from internal_rl.report.page import write_report
 from internal_rl.report.record import record_episode
 from internal_rl.report.summary import summarise
@@ -44,8 +45,12 @@ def run_stages(run: Run, chosen: tuple[str, ...] | None = None) -> None:
                 continue
             stage = stages.declared()[name]
             if stage.run is not None and stage.enabled(run.config):
+                is_new = run.result(name) is None
                 result = run.once(name, partial(stage.run, run, tracker))
                 print(f"{name}: {_headline(result)}", flush=True)
+                for text in alarms(name, result) if is_new else []:
+                    print(f"warning: {text}. See docs/troubleshooting.md.", flush=True)
+                    mirror.alert(name, text)
 
 
 class Ahead(ExitStack):

@@ -116,6 +116,10 @@ class Mirror:
 
         self._asked.put((stage, send))
 
+    def alert(self, stage: str, text: str) -> None:
+        """Have W&B tell the user what is wrong with a stage."""
+        self._asked.put((stage, lambda run: run.alert(title=f"{stage}: warning", text=text)))
+
     def summarise(self, stage: str, values: Mapping[str, float]) -> None:
         """Set the summary of a stage's run: the figures that W&B's table shows."""
         self._asked.put((stage, lambda run: run.summary.update(dict(values))))

@@ -13,6 +13,7 @@ from internal_rl.run import Run, Stage
 from internal_rl.running import pipeline
 from internal_rl.running.pipeline import run_stages
 from internal_rl.training.jobs import Job
+from internal_rl.training.mirror import Mirror
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -55,3 +56,23 @@ def test_jobs_of_a_later_stage_run_beside_earlier_ones_until_its_turn(
     else:
         run_stages(run, names)
         assert events == ["first", "start early", "second", "third", "stop", "last", "after"]
+
+
+def test_a_stage_that_looks_bad_says_so_once(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In words and at W&B; not again where it is skipped, nor where all is well."""
+    run = Run(config, tmp_path)
+    alerts: list[str] = []
+    monkeypatch.setattr(Mirror, "alert", lambda _, stage, text: alerts.append(f"{stage}: {text}"))
+    results = {"pretrain": {"nll": 1.0, "bayes_nll": 0.5}, "discover": {"mid_share": 0.1}}
+    declared = {name: Stage(name, lambda *_, name=name: results[name]) for name in results}
+    monkeypatch.setattr(stages, "declared", lambda: declared)
+    run_stages(run, ("pretrain", "discover"))
+    run_stages(run, ("pretrain", "discover"))
+    (alert,) = alerts
+    assert alert.startswith("pretrain: the base model's NLL is 0.500 nats")
+    assert capsys.readouterr().out.count("warning: ") == 1

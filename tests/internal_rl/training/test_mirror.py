@@ -34,6 +34,9 @@ class FakeRun:
             raise BrokenPipeError("service died")
         self.points.append(point)
 
+    def alert(self, title: str, text: str) -> None:
+        self.points.append({title: text})
+
     def finish(self, exit_code: int) -> None:
         self.exit_code = exit_code
 
@@ -103,6 +106,7 @@ def test_every_stage_and_seed_is_a_run_of_its_own(tmp_path: Path, runs: dict[str
             log(tmp_path, ("internal_rl", 4096, {"success": 0.5, "updated": 1}), seed=seed)
         log(tmp_path, ("propose", 1, {"log_prob": -1.0, "start": 2}))
         sent.summarise("report", {"internal_rl/success": 0.9})
+        sent.alert("report", "z is not used")
     assert {key: run.points for key, run in runs.items()} == {
         "discover": [
             {"discover/step": 10, "discover/nll": 0.25},
@@ -119,7 +123,7 @@ def test_every_stage_and_seed_is_a_run_of_its_own(tmp_path: Path, runs: dict[str
             for seed in (0, 1)
         },
         "propose/start_2": [{"propose/step": 1, "propose/log_prob": -1.0, "propose/start": 2.0}],
-        "report": [],
+        "report": [{"report: warning": "z is not used"}],
     }
     assert runs["report"].summary == {"internal_rl/success": 0.9}
     options = runs["internal_rl/seed_1"].options
@@ -431,6 +435,7 @@ def test_offline_wandb_needs_no_network_and_no_key(
             log(tmp_path / "run", ("pretrain", step, {"nll": 0.5}))
             log(tmp_path / "run", ("internal_rl", step, {"success": 0.5}), seed=0)
             sent.media("pretrain", "walk", picture)
+            sent.alert("pretrain", "z is not used")
         ids.append((tmp_path / "run" / "wandb_id").read_text())
 
     assert ids[0] == ids[1]
