@@ -6,8 +6,8 @@ of episodes:
 act(parameters, carry, t) -> (carry, states of the environment, actions)
 observe(parameters, carry, states, timesteps, t) -> carry
 
-The carry holds the environment's states, too: one row per episode in every leaf. What happens in a
-row must not depend on the others, so that those which have ended can be put aside.
+The carry holds the environment's states, too. Computations over many rows that have no steps go
+piece by piece (`in_chunks`).
 """
 
 from collections.abc import Callable
@@ -54,10 +54,9 @@ def play_out(
     steps: tuple[int | Array, int | Array],
     compact: bool,
 ) -> Carry:
-    """The carry after the steps from the first to before the second of `steps`; for use within jit.
+    """The carry after some steps, or once all rows are done; for use within jit.
 
-    It ends before where all rows are done.
-
+    steps: the first one, and the one before which to end.
     step: (some rows of the carry, t) -> the same rows after step t.
     done: which rows have ended; stepping them further must not change what they stand for.
     compact: every few steps gather the live rows, and step only these, in blocks of `BLOCK`. The

@@ -88,15 +88,14 @@ class TrainedModels:
 
     def base(self) -> Model[Backbone]:
         """The pretrained base model."""
-        like = jax.eval_shape(lambda: fresh_base(self.config, self.env))
-        return self._restore("base", like, "model.")
+        return self._restore("base", lambda: fresh_base(self.config, self.env), "model.")
 
     def steered_base(self) -> Model[Backbone]:
         """The base model that the metacontroller steers; with co-training, as that has left it."""
         base = self.base()
         if not self.config.discover.cotrain:
             return base
-        return self._restore("base_cotrained", base, "model.")
+        return self._restore("base_cotrained", lambda: base, "model.")
 
     def controllers(self) -> GoalControllers:
         """The supervised controllers."""
@@ -106,8 +105,8 @@ class TrainedModels:
 
     def metacontroller(self) -> Model[Metacontroller]:
         """The metacontroller."""
-        like = jax.eval_shape(lambda: fresh_metacontroller(self.config))
-        return self._restore("metacontroller", like, "model.", "metacontroller.")
+        parts = ("model.", "metacontroller.")
+        return self._restore("metacontroller", lambda: fresh_metacontroller(self.config), *parts)
 
     def proposal(self) -> Model[Proposal] | None:
         """The proposal that internal RL starts from; None where it starts from none."""
@@ -115,8 +114,10 @@ class TrainedModels:
         if not components:
             return None
         latent = self.config.metacontroller.latent
-        like = jax.eval_shape(lambda: fresh_proposal(self.env, latent, components))
-        return self._restore("proposal", like, "propose.components", "metacontroller.latent")
+        parts = ("propose.components", "metacontroller.latent")
+        return self._restore(
+            "proposal", lambda: fresh_proposal(self.env, latent, components), *parts
+        )
 
     def matches(self) -> Int[np.ndarray, "K S"]:
         """Held-out codes of each subgoal by component of the proposal."""
@@ -171,12 +172,13 @@ class TrainedModels:
         model = self.proposal()
         return None if model is None else model.module()
 
-    def _restore(self, name: str, like: Model[Module], *parts: str) -> Model[Module]:
-        """The model kept as `name`, of the same architecture as `like`.
+    def _restore(self, name: str, fresh: Callable[[], Model[Module]], *parts: str) -> Model[Module]:
+        """The model kept as `name`, of the architecture of `fresh`, whose weights are not drawn.
 
         parts: the groups of settings that are its architecture.
         """
         wanted = self._settings(*parts)
+        like = jax.eval_shape(fresh)
         return like.with_params(checkpoint.restore(self.directory / name, like.params, wanted))
 
     def _settings(self, *parts: str) -> dict[str, Any]:

@@ -193,14 +193,21 @@ def test_rollouts(
     assert all(rows >= count for rows, count in zip(compacted, live, strict=True))
 
 
-def test_episodes_do_not_depend_on_how_many_are_played_at_a_time(
-    env: GridWorld, make_actor: Callable, make_rollout: Callable
+@pytest.mark.parametrize("by_steps", [True, False])
+def test_episodes_played_otherwise_are_the_same(
+    env: GridWorld, make_actor: Callable, make_rollout: Callable, by_steps: bool
 ) -> None:
+    """Step by step, which needs no other program, and some at a time."""
     actor, key = make_actor("internal_rl"), jax.random.key(5)
     play = make_rollout(env, "internal_rl")
     expected = play(actor, key, BATCH)
-    play.batch = BATCH // 2 + 1  # the last piece is smaller
-    assert_same(play(actor, key, BATCH), expected)
+    if by_steps:
+        *_, last = play.steps(actor, jax.random.split(key, BATCH))
+        assert_same(last.episodes, expected)
+        assert play._driver._loop._cache_size() == 1
+    else:
+        play.batch = BATCH // 2 + 1  # the last piece is smaller
+        assert_same(play(actor, key, BATCH), expected)
 
 
 def test_recorded_steps(
@@ -214,17 +221,6 @@ def test_recorded_steps(
     assert_same(carries[-1].episodes, expected)
     assert len(carries) == host.steps + 1
     assert not carries[0].step.timestep.done.any()
-
-
-def test_single_steps_need_no_other_program(
-    env: GridWorld, make_actor: Callable, make_rollout: Callable
-) -> None:
-    actor, key = make_actor("internal_rl"), jax.random.key(5)
-    play = make_rollout(env, "internal_rl")
-    expected = play(actor, key, BATCH)
-    *_, last = play.steps(actor, jax.random.split(key, BATCH))
-    assert_same(last.episodes, expected)
-    assert play._driver._loop._cache_size() == 1
 
 
 def test_the_driver_stops_early_only_when_all_have_ended(env: GridWorld, host: HostGrid) -> None:
